@@ -1,0 +1,1 @@
+"""Wires the stages: the pipeline, its Prefect flows, its Dask map, its report and the command line."""

@@ -1,0 +1,1 @@
+"""What the inputs are and how they meet: bundles, slides, registration, cells, patches."""

@@ -1,0 +1,1 @@
+"""Nuclei on H&E slides: Cellpose networks, blocks and the weights that ship."""

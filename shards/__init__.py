@@ -1,0 +1,1 @@
+"""The contract at the bottom: samples, panels, manifests, datasets and the artifacts that hold them."""

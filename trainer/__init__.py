@@ -1,0 +1,1 @@
+"""Pretrains and evaluates a contrastive image/gene model on the shards."""
