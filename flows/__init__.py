@@ -1,1 +1,1 @@
-"""Wires the stages: the pipeline, its Prefect flows, its Dask map, its report and the command line."""
+"""Wires the stages: pipeline, Prefect flows, Dask map, report and command line."""

@@ -14,13 +14,14 @@ import numpy.typing as npt
 
 Points = npt.NDArray[np.float64]
 Box = tuple[int, int, int, int]
+Row = tuple[float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Affine:
     """A 3 x 3 affine on (x, y, 1) columns; the last row is (0, 0, 1)."""
 
-    matrix: tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]
+    matrix: tuple[Row, Row, Row]
 
     @classmethod
     def of(cls, matrix: npt.ArrayLike) -> Affine:

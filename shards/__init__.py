@@ -1,1 +1,1 @@
-"""The contract at the bottom: samples, panels, manifests, datasets and the artifacts that hold them."""
+"""The contract at the bottom: samples, panels, manifests, datasets and their artifacts."""
