@@ -1,0 +1,128 @@
+"""A small dataset on disk, made through the public writer: random patches, random sparse counts."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+
+from shards.artifact import sha256_of, write_atomically
+from shards.dataset import panel_path, publish_dataset
+from shards.schema import Dataset, DatasetRun, Gene, Manifest, Panel, PatchSpec, Split, Totals
+from shards.write import MANIFEST_FILE, Sample, narrow_counts, write_shards
+
+PATCH = PatchSpec(image="he", fov_um=32.0, size_px=32, center="nucleus", jpeg_quality=95)
+
+
+def tiny_panel(n_genes: int = 40) -> Panel:
+    return Panel.of(
+        "human", [Gene(symbol=f"GENE{i}", ensembl=f"ENSG{i:011d}") for i in range(n_genes)]
+    )
+
+
+def tiny_samples(run: str, donor: str, n: int, panel: Panel, seed: int) -> list[Sample]:
+    """`n` samples whose patch brightness and expression both follow one of four types."""
+    rng = np.random.default_rng(seed)
+    profiles = np.random.default_rng(0).gamma(0.5, 1.0, (4, len(panel.genes)))
+    samples = []
+    for i in range(n):
+        kind = int(rng.integers(4))
+        image = rng.normal(60 + 45 * kind, 12, (PATCH.size_px, PATCH.size_px, 3))
+        dense = rng.poisson(60 * profiles[kind] / profiles[kind].sum())
+        genes = np.flatnonzero(dense)
+        neighbors = [{"cell_id": f"n{i}-1", "dx_um": 3.0, "dy_um": -4.0}]
+        row = {
+            "tissue": "test",
+            "species": panel.species,
+            "label": f"type{kind}",
+            "panel": panel.panel_id,
+            "x_um": float(i),
+            "y_um": 2.0 * i,
+            "x_px": 4.0 * i,
+            "y_px": 8.0 * i,
+            "center": "nucleus",
+            "mpp": PATCH.mpp,
+            "fov_um": PATCH.fov_um,
+            "n_counts": int(dense.sum()),
+            "nucleus": {"id": i, "area_um2": 30.0 + 10 * kind, "iou": 0.8, "distance_um": 0.3}
+            if i % 5
+            else None,
+            "registration_error_um": None,
+            "neighbors": neighbors,
+            "flags": [],
+        }
+        samples.append(
+            Sample(
+                cell_id=f"{run}{i:05d}-1",
+                donor=donor,
+                image_jpeg=simplejpeg.encode_jpeg(
+                    np.ascontiguousarray(image.clip(0, 255).astype(np.uint8)),
+                    quality=PATCH.jpeg_quality,
+                    colorspace="RGB",
+                    colorsubsampling="420",
+                ),
+                counts=narrow_counts(np.stack([genes, dense[genes]]).astype(np.int64)),
+                neighbors=narrow_counts(np.array([[0], [3], [2]], dtype=np.int64)),
+                row=row,
+            )
+        )
+    return samples
+
+
+def write_tiny_dataset(
+    root: Path,
+    donors: dict[str, Split] | None = None,
+    *,
+    n_per_donor: int = 50,
+    max_samples: int = 20,
+    seed: int = 0,
+) -> Path:
+    """One run a donor, under `root`, laid out as `curate` lays it out; returns `root`."""
+    donors = donors or {"D1": "train", "D2": "train", "D3": "test"}
+    panel = tiny_panel()
+    write_atomically(root / panel_path(panel.panel_id), panel.model_dump_json(indent=1).encode())
+    runs, shards = [], {split: [] for split in ("train", "val", "test")}
+    for k, (donor, split) in enumerate(donors.items()):
+        run = f"run{k}"
+        fingerprint = hashlib.sha256(f"{seed}{donor}".encode()).hexdigest()[:20]
+        relative = f"runs/{run}/shards/{fingerprint}"
+        folder = root / relative
+        folder.mkdir(parents=True)
+        samples = tiny_samples(run, donor, n_per_donor, panel, seed + k)
+        infos = write_shards(folder, samples, run=run, max_samples=max_samples)
+        totals = Totals(seen=n_per_donor + 1, kept=n_per_donor, dropped={"low_counts": 1})
+        manifest = Manifest(
+            run=run,
+            source_id=None,
+            tissue="test",
+            species=panel.species,
+            panel_id=panel.panel_id,
+            patch=PATCH,
+            totals=totals,
+            shards=tuple(infos),
+        )
+        write_atomically(folder / MANIFEST_FILE, manifest.model_dump_json(indent=1).encode())
+        runs.append(
+            DatasetRun(
+                run=run,
+                path=relative,
+                fingerprint=fingerprint,
+                manifest_sha256=sha256_of(folder / MANIFEST_FILE),
+                species=panel.species,
+                tissue="test",
+                panel_id=panel.panel_id,
+                totals=totals,
+            )
+        )
+        shards[split] += [f"{relative}/{info.name}" for info in infos]
+    dataset = Dataset.of(
+        "tiny",
+        runs,
+        {panel.panel_id: panel_path(panel.panel_id)},
+        donors,
+        {split: tuple(names) for split, names in shards.items()},
+    )
+    publish_dataset(root, dataset)
+    return root
