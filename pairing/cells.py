@@ -1,0 +1,169 @@
+"""The cells of a run: centre, H&E nucleus, counts and neighbours, one row a cell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field
+from scipy import sparse
+from scipy.spatial import cKDTree
+
+from pairing.counts import count_by_cell
+from pairing.geometry import Affine
+from pairing.match import MATCH_COLUMNS, match_nuclei
+from pairing.xenium import XeniumRun
+from shards.artifact import write_atomically
+from shards.errors import BadInput
+from shards.schema import Panel, Record
+
+CELLS_FILE = "cells.parquet"
+PANEL_FILE = "panel.json"
+NEIGHBORS_FILE = "neighbors.npy"  # (cells, k) int32 rows of cells.parquet, nearest first, -1 = none
+_COUNTS_FILES = ("counts_indptr.npy", "counts_indices.npy", "counts_data.npy")
+
+STAGE_VERSION = 1
+
+
+class CellsConfig(Record):
+    """`[cells]` of the config and `patch.center`: all that decides the bytes of the stage."""
+
+    unit: Literal["xenium"] = "xenium"
+    counts: Literal["auto"] = "auto"
+    qv_min: float = Field(default=20, ge=0, le=40)
+    neighbors_k: int = Field(default=8, ge=0, le=64)
+    neighbors_radius_um: float = Field(default=50.0, gt=0)
+    center: Literal["nucleus", "cell"] = "nucleus"
+
+
+def write_cells(
+    out: Path,
+    run: XeniumRun,
+    config: CellsConfig,
+    species: str,
+    he_nuclei: pa.Table | None,
+    he_px_from_xenium_um: Affine | None,
+    slide_mpp: float | None,
+) -> dict[str, Any]:
+    """Write the cells of `run` into `out`; returns the figures of the stage.
+
+    `he_nuclei` (segmentation's table), the transform and the slide's mpp are None where the run
+    has no H&E segmentation; then no cell has an H&E nucleus.
+    """
+    cells = run.read_cells()
+    nuclei = run.read_nuclei()
+    counts = count_by_cell(run, config.qv_min)
+    table = cells[["cell_id", "cell_area_um2", "nucleus_area_um2", "n_nuclei"]].copy()
+    table = table.join(_centres(cells, nuclei, config.center))
+    table["n_counts"] = np.asarray(counts.matrix.sum(axis=1)).ravel()
+    if he_nuclei is not None and he_px_from_xenium_um is not None and slide_mpp is not None:
+        matched = match_nuclei(
+            nuclei["polygon"].tolist(), he_nuclei, he_px_from_xenium_um, slide_mpp
+        )
+        table = table.join(_best_of_each_cell(matched, nuclei["cell_index"].to_numpy(), len(cells)))
+        n_he_nuclei: int | None = he_nuclei.num_rows
+    else:
+        table = table.assign(he_nucleus_id=pd.array([pd.NA] * len(cells), dtype="Int64"))
+        table = table.assign(**{name: np.nan for name in MATCH_COLUMNS[1:]})
+        n_he_nuclei = None
+    panel = Panel.of(species, run.genes())
+    pq.write_table(pa.Table.from_pandas(table, preserve_index=False), out / CELLS_FILE)
+    write_atomically(out / PANEL_FILE, panel.model_dump_json(indent=1).encode())
+    np.save(
+        out / NEIGHBORS_FILE,
+        find_neighbors(
+            table[["x_um", "y_um"]].to_numpy(), config.neighbors_k, config.neighbors_radius_um
+        ),
+        allow_pickle=False,
+    )
+    matrix = counts.matrix
+    arrays = (
+        matrix.indptr.astype(np.int64),
+        matrix.indices.astype(np.int32),
+        matrix.data.astype(np.uint32),
+    )
+    for name, array in zip(_COUNTS_FILES, arrays, strict=True):
+        np.save(out / name, array, allow_pickle=False)
+    return {
+        "n_cells": len(cells),
+        "n_genes": len(panel.genes),
+        "panel_id": panel.panel_id,
+        "n_instrument_nuclei": len(nuclei),
+        "n_he_nuclei": n_he_nuclei,
+        "n_matched": int(table["he_nucleus_id"].notna().sum()),
+        "counts": counts.qc.model_dump(),
+    }
+
+
+def read_cells(folder: Path) -> pd.DataFrame:
+    return pq.read_table(folder / CELLS_FILE).to_pandas()
+
+
+def read_counts(folder: Path, n_genes: int) -> sparse.csr_matrix:
+    """(cells, genes) CSR of the counts of a cells artifact; arrays stay memory-mapped."""
+    indptr, indices, data = (
+        np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in _COUNTS_FILES
+    )
+    return sparse.csr_matrix((data, indices, indptr), shape=(len(indptr) - 1, n_genes))
+
+
+def find_neighbors(
+    positions_um: npt.NDArray[np.float64], k: int, radius_um: float
+) -> npt.NDArray[np.int32]:
+    """The `k` nearest other points within `radius_um` of each: (n, k) row numbers, -1 = none.
+
+    Nearest first; of points at the same distance the lower row comes first.
+    """
+    n = len(positions_um)
+    if n == 0 or k == 0:
+        return np.full((n, k), -1, dtype=np.int32)
+    # More than k are asked for, so that ties at the k-th distance are settled by row, not by tree.
+    wanted = min(n, k + 9)
+    distance, index = cKDTree(positions_um).query(
+        positions_um,
+        k=np.arange(1, wanted + 1),
+        distance_upper_bound=np.nextafter(radius_um, np.inf),
+    )
+    distance[index == np.arange(n)[:, None]] = np.inf
+    order = np.lexsort((index, distance), axis=1)[:, :k]
+    index = np.take_along_axis(index, order, axis=1)
+    index[~np.isfinite(np.take_along_axis(distance, order, axis=1))] = -1
+    result = np.full((n, k), -1, dtype=np.int32)
+    result[:, : index.shape[1]] = index
+    return result
+
+
+def _centres(
+    cells: pd.DataFrame, nuclei: pd.DataFrame, center: Literal["nucleus", "cell"]
+) -> pd.DataFrame:
+    """x_um, y_um and center: the nucleus where the cell has exactly one, else the cell."""
+    result = cells[["x_um", "y_um"]].assign(center="cell")
+    if center == "nucleus":
+        owned = nuclei[nuclei["cell_index"] >= 0]
+        single = owned.drop_duplicates("cell_index", keep=False).set_index("cell_index")
+        result.loc[single.index, ["x_um", "y_um"]] = single[["x_um", "y_um"]].to_numpy()
+        result.loc[single.index, "center"] = "nucleus"
+    if not np.isfinite(result[["x_um", "y_um"]].to_numpy()).all():
+        bad = cells["cell_id"][~np.isfinite(result[["x_um", "y_um"]]).all(axis=1)]
+        raise BadInput(
+            "cells of the bundle",
+            expected="a finite position for every cell",
+            found=f"none for {len(bad)} cells, the first is {bad.iloc[0]}",
+            remedy="export the bundle again",
+        )
+    return result
+
+
+def _best_of_each_cell(
+    matched: pd.DataFrame, cell_index: npt.NDArray[np.int64], n_cells: int
+) -> pd.DataFrame:
+    """Of a cell's nuclei the one that overlaps its H&E nucleus best; nulls where none does."""
+    owned = matched.assign(cell_index=cell_index)
+    owned = owned[(owned["cell_index"] >= 0) & owned["he_nucleus_id"].notna()]
+    best = owned.sort_values("he_iou", ascending=False, kind="stable").drop_duplicates("cell_index")
+    return best.set_index("cell_index").reindex(range(n_cells))

@@ -1,0 +1,128 @@
+"""Transcripts to sparse counts per cell, streamed, by the instrument's own assignment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from pairing.xenium import XeniumRun
+from shards.errors import BadInput
+from shards.schema import Record
+
+
+class CountsQc(Record):
+    """What the transcripts of a run say of its quality, and how the counts were made.
+
+    `by_category` counts transcripts at `qv >= qv_min` inside cells, by the instrument's codeword
+    category. `matrix_mismatches` is the number of (cell, gene) entries in which the counts and the
+    bundle's own matrix differ (null where it has none, or where the counts are the matrix).
+    """
+
+    source: str  # transcripts | matrix
+    n_transcripts: int
+    n_low_quality: int
+    n_unassigned: int
+    by_category: dict[str, int]
+    n_entries: int
+    n_counts: int
+    matrix_mismatches: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """`matrix` is (cells, genes) CSR of int64 raw counts with sorted indices and no zeros."""
+
+    matrix: sparse.csr_matrix
+    qc: CountsQc
+
+
+def count_by_cell(run: XeniumRun, qv_min: float) -> Counts:
+    """Gene counts of every cell at `qv >= qv_min`: from the transcripts, else from the matrix.
+
+    Memory is one batch of transcripts and the non-zero entries, never the table. Raises BadInput
+    where the bundle has neither, and where counts are only in the matrix (made at qv >= 20) and
+    another `qv_min` is asked for.
+    """
+    if run.has_transcripts:
+        return _from_transcripts(run, qv_min)
+    matrix = run.read_matrix()
+    if matrix is None:
+        raise BadInput(
+            run.path,
+            expected="transcripts or a cell-feature matrix",
+            found="neither",
+            remedy="copy transcripts.parquet or cell_feature_matrix.h5 into the bundle",
+        )
+    if qv_min != 20:
+        raise BadInput(
+            run.path,
+            expected="qv_min = 20, at which the instrument made its matrix",
+            found=f"qv_min = {qv_min} and a bundle without transcripts",
+            remedy="set qv_min = 20, or give the bundle with its transcripts",
+        )
+    return Counts(matrix, _qc("matrix", matrix, 0, 0, 0, {}, None))
+
+
+def _from_transcripts(run: XeniumRun, qv_min: float) -> Counts:
+    n_genes = len(run.genes())
+    keys, values = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    n_transcripts = n_low = n_unassigned = 0
+    by_category: dict[str, int] = {}
+    for batch in run.iter_transcripts():
+        good = batch.qv >= qv_min
+        inside = good & (batch.cell_index >= 0)
+        n_transcripts += len(good)
+        n_low += int((~good).sum())
+        n_unassigned += int((good & ~inside).sum())
+        tally = np.bincount(batch.category[inside], minlength=len(batch.category_names))
+        for name, n in zip(batch.category_names, tally.tolist(), strict=True):
+            by_category[name] = by_category.get(name, 0) + n
+        genes = inside & (batch.gene_index >= 0)
+        key = batch.cell_index[genes].astype(np.int64) * n_genes + batch.gene_index[genes]
+        keys, values = _merge(keys, values, *np.unique(key, return_counts=True))
+    matrix = sparse.csr_matrix(
+        (values, (keys // n_genes, keys % n_genes)), shape=(run.n_cells, n_genes), dtype=np.int64
+    )
+    own = run.read_matrix() if qv_min == 20 else None
+    mismatches = None if own is None else int((matrix != own).nnz)
+    return Counts(
+        matrix,
+        _qc("transcripts", matrix, n_transcripts, n_low, n_unassigned, by_category, mismatches),
+    )
+
+
+def _merge(
+    keys_a: npt.NDArray[np.int64],
+    values_a: npt.NDArray[np.int64],
+    keys_b: npt.NDArray[np.int64],
+    values_b: npt.NDArray[np.int64],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Sum of two sorted sparse vectors."""
+    keys, inverse = np.unique(np.concatenate([keys_a, keys_b]), return_inverse=True)
+    values = np.zeros(len(keys), np.int64)
+    np.add.at(values, inverse, np.concatenate([values_a, values_b]))
+    return keys, values
+
+
+def _qc(
+    source: str,
+    matrix: sparse.csr_matrix,
+    n_transcripts: int,
+    n_low: int,
+    n_unassigned: int,
+    by_category: dict[str, int],
+    mismatches: int | None,
+) -> CountsQc:
+    return CountsQc(
+        source=source,
+        n_transcripts=n_transcripts,
+        n_low_quality=n_low,
+        n_unassigned=n_unassigned,
+        by_category={k: v for k, v in sorted(by_category.items()) if v},
+        n_entries=int(matrix.nnz),
+        n_counts=int(matrix.sum()),
+        matrix_mismatches=mismatches,
+    )

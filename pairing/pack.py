@@ -1,0 +1,208 @@
+"""Cells and patches to shards: select, order by hash, join, write."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow.parquet as pq
+from pydantic import Field
+from scipy import sparse
+
+from pairing.cells import NEIGHBORS_FILE, PANEL_FILE, read_cells, read_counts
+from pairing.geometry import Affine
+from pairing.patches import INDEX_FILE, PatchReader
+from shards.artifact import write_atomically
+from shards.dataset import read_record
+from shards.errors import BadInput
+from shards.schema import Manifest, Panel, PatchSpec, Record, RunId, Totals
+from shards.write import MANIFEST_FILE, Sample, narrow_counts, write_shards
+
+STAGE_VERSION = 1
+
+Flag = Literal["edge"]
+
+
+class Filters(Record):
+    """`[filters]`: what is left out of the shards; patches are cut for every cell."""
+
+    min_counts: int = Field(default=10, ge=0)
+    max_registration_error_um: float = Field(default=5.0, gt=0)
+    drop_flags: tuple[Flag, ...] = ()
+
+
+class PackConfig(Record):
+    """All that decides the bytes of a run's shard set, but its parents."""
+
+    run: RunId
+    donor: str
+    source_id: str | None
+    tissue: str | None
+    species: str
+    filters: Filters
+    max_samples: int = Field(default=10_000, gt=0)
+
+
+def write_shard_set(
+    out: Path,
+    config: PackConfig,
+    spec: PatchSpec,
+    cells_folder: Path,
+    patches_folder: Path,
+    image_px_from_xenium_um: Affine,
+    image_mpp: float,
+) -> Manifest:
+    """Write the shards and the manifest of one run into `out`.
+
+    Every cell of the run is either in a shard or counted under the reason why not; a cell that
+    fails several tests counts under the first. Neighbours are turned into the orientation of the
+    patch, in µm. Raises BadInput where no cell is left.
+    """
+    cells = read_cells(cells_folder)
+    panel = read_record(cells_folder / PANEL_FILE, Panel)
+    counts = read_counts(cells_folder, len(panel.genes))
+    neighbors = np.load(cells_folder / NEIGHBORS_FILE, mmap_mode="r", allow_pickle=False)
+    patches = pq.read_table(patches_folder / INDEX_FILE).to_pandas().set_index("row")
+
+    kept, totals = select(cells, patches, config.filters)
+    if not len(kept):
+        raise BadInput(
+            f"run {config.run}",
+            expected="at least one cell that passes the filters",
+            found=f"{totals.seen} cells, dropped: {totals.dropped}",
+            remedy="look at the run's alignment and counts, or loosen [filters]",
+        )
+    order = sorted(kept.tolist(), key=lambda row: _hashed(config.run, cells["cell_id"][row]))
+    positions_um = cells[["x_um", "y_um"]].to_numpy()
+    image_um = image_px_from_xenium_um(positions_um) * image_mpp
+    reader = PatchReader(patches_folder)
+    try:
+        samples = _samples(
+            order, cells, counts, neighbors, patches, image_um, reader, config, spec, panel
+        )
+        infos = write_shards(out, samples, run=config.run, max_samples=config.max_samples)
+    finally:
+        reader.close()
+    manifest = Manifest(
+        run=config.run,
+        source_id=config.source_id,
+        tissue=config.tissue,
+        species=config.species,
+        panel_id=panel.panel_id,
+        patch=spec,
+        totals=totals,
+        shards=tuple(infos),
+    )
+    write_atomically(out / MANIFEST_FILE, manifest.model_dump_json(indent=1).encode())
+    return manifest
+
+
+def select(
+    cells: pd.DataFrame, patches: pd.DataFrame, filters: Filters
+) -> tuple[npt.NDArray[np.int64], Totals]:
+    """Rows of the cells that go into shards, and the count of the others by reason.
+
+    `patches` is the index of the patches artifact by row of `cells`. Reasons in the order in
+    which they are tried: outside_slide, low_counts, one `flag_<name>` for each dropped flag.
+    A registration error that was not assessed drops nothing and is noted.
+    """
+    edge = patches["edge"].reindex(cells.index, fill_value=False).to_numpy(dtype=bool)
+    tests = [
+        ("outside_slide", ~cells.index.isin(patches.index)),
+        ("low_counts", (cells["n_counts"] < filters.min_counts).to_numpy()),
+        *((f"flag_{flag}", edge) for flag in filters.drop_flags),
+    ]
+    left = np.ones(len(cells), dtype=bool)
+    dropped = {}
+    for reason, failing in tests:
+        dropped[reason] = int((left & failing).sum())
+        left &= ~failing
+    totals = Totals(
+        seen=len(cells),
+        kept=int(left.sum()),
+        dropped=dropped,
+        noted={"registration_error_not_assessed": int(left.sum())},
+    )
+    return np.flatnonzero(left), totals
+
+
+def _hashed(run: str, cell_id: str) -> bytes:
+    # Neighbours on the slide must not be neighbours in a shard: readers shuffle only so far.
+    return hashlib.sha256(f"{run}/{cell_id}".encode()).digest()
+
+
+def _samples(
+    order: list[int],
+    cells: pd.DataFrame,
+    counts: sparse.csr_matrix,
+    neighbors: npt.NDArray[np.int32],
+    patches: pd.DataFrame,
+    image_um: npt.NDArray[np.float64],
+    reader: PatchReader,
+    config: PackConfig,
+    spec: PatchSpec,
+    panel: Panel,
+) -> Iterator[Sample]:
+    for row in order:
+        cell, patch = cells.loc[row], patches.loc[row]
+        near = [int(n) for n in neighbors[row] if n >= 0]
+        offsets_um = image_um[near] - image_um[row]
+        yield Sample(
+            cell_id=cell["cell_id"],
+            donor=config.donor,
+            image_jpeg=reader.read(patch["part"], patch["offset"], patch["size"]),
+            counts=narrow_counts(np.stack(_row_of(counts, row))),
+            neighbors=narrow_counts(_neighbor_counts(counts, near)),
+            row={
+                "tissue": config.tissue,
+                "species": config.species,
+                "label": None,
+                "panel": panel.panel_id,
+                "x_um": cell["x_um"],
+                "y_um": cell["y_um"],
+                "x_px": patch["x_px"],
+                "y_px": patch["y_px"],
+                "center": cell["center"],
+                "mpp": spec.mpp,
+                "fov_um": spec.fov_um,
+                "n_counts": int(cell["n_counts"]),
+                "nucleus": _nucleus(cell),
+                "registration_error_um": None,
+                "neighbors": [
+                    {"cell_id": cells.at[n, "cell_id"], "dx_um": dx, "dy_um": dy}
+                    for n, (dx, dy) in zip(near, offsets_um.tolist(), strict=True)
+                ],
+                "flags": ["edge"] if patch["edge"] else [],
+            },
+        )
+
+
+def _row_of(
+    counts: sparse.csr_matrix, row: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    span = slice(counts.indptr[row], counts.indptr[row + 1])
+    return counts.indices[span].astype(np.int64), counts.data[span].astype(np.int64)
+
+
+def _neighbor_counts(counts: sparse.csr_matrix, near: list[int]) -> npt.NDArray[np.int64]:
+    parts = [np.zeros((3, 0), dtype=np.int64)]
+    for ordinal, n in enumerate(near):
+        genes, values = _row_of(counts, n)
+        parts.append(np.stack([np.full_like(genes, ordinal), genes, values]))
+    return np.concatenate(parts, axis=1)
+
+
+def _nucleus(cell: pd.Series) -> dict[str, Any] | None:
+    if pd.isna(cell["he_nucleus_id"]):
+        return None
+    return {
+        "id": int(cell["he_nucleus_id"]),
+        "area_um2": cell["he_area_um2"],
+        "iou": cell["he_iou"],
+        "distance_um": cell["he_distance_um"],
+    }

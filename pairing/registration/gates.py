@@ -1,0 +1,146 @@
+"""What a given alignment must withstand before pairs are cut by it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy.ndimage import gaussian_filter
+
+from pairing.geometry import Affine, Points
+from pairing.registration.record import KeypointFit, Registration, Verdict
+from pairing.slide import Slide
+
+# Side of a bin of the density maps: some cells wide, so that stain and density compare.
+GRID_UM = 16.0
+# A disagreement of the implied pixel size with the slide's (architecture.md, rules of the field).
+MPP_DOUBTFUL, MPP_FAIL = 0.02, 0.05
+# The share of the cells that must lie on the slide.
+SHARE_DOUBTFUL, SHARE_FAIL = 0.9, 0.5
+# Lead of the given transform over the best wrong variant. On real pairs the right transform
+# led by 0.2-0.7; equal correlations (tissue to all borders) say nothing, hence doubtful.
+LEAD_DOUBTFUL, LEAD_FAIL = 0.05, -0.05
+# Below this number of cells on the slide a density map is noise.
+MIN_CELLS = 200
+
+
+def assess(
+    slide: Slide,
+    cells_um: Points,
+    he_px_from_xenium_um: Affine,
+    pixel_size_um: float,
+    method: Literal["matrix", "keypoints"],
+    keypoints: KeypointFit | None,
+) -> Registration:
+    """Gates of a given transform: implied pixel size, cells on the slide, tissue against density.
+
+    `cells_um` are (n, 2) cell positions in the Xenium frame; `pixel_size_um` is the morphology's,
+    which the inverse variant needs (the matrix read the wrong way round maps pixels to pixels).
+    """
+    cells_px = he_px_from_xenium_um(cells_um)
+    width, height = slide.size_px
+    on_slide = ((cells_px >= 0) & (cells_px < (width, height))).all(axis=1)
+    implied_mpp = 1 / np.sqrt(he_px_from_xenium_um.area_scale)
+    share = float(on_slide.mean()) if len(cells_um) else 0.0
+    correlation: dict[str, float] = {}
+    if on_slide.sum() >= MIN_CELLS:
+        tissue = _stain_map(slide)
+        for name, points in _variants(cells_um, he_px_from_xenium_um, pixel_size_um, slide).items():
+            correlation[name] = _density_correlation(tissue, points, slide)
+    verdict, reasons = _verdict(slide.mpp, implied_mpp, share, correlation, int(on_slide.sum()))
+    return Registration(
+        method=method,
+        he_px_from_xenium_um=he_px_from_xenium_um.matrix,
+        n_cells=len(cells_um),
+        slide_mpp=slide.mpp,
+        implied_mpp=float(implied_mpp),
+        share_on_slide=share,
+        density_correlation=correlation,
+        keypoints=keypoints,
+        verdict=verdict,
+        reasons=reasons,
+    )
+
+
+def _stain_map(slide: Slide) -> npt.NDArray[np.float64]:
+    """Mean optical density of the slide, one value a bin of GRID_UM."""
+    nx, ny = _grid_shape(slide)
+    rgb = slide.read_at((0, 0, nx, ny), GRID_UM).astype(np.float64)
+    density = -np.log10((rgb + 1) / 256).mean(axis=2)
+    smoothed: npt.NDArray[np.float64] = gaussian_filter(density, 1.0)
+    return smoothed
+
+
+def _grid_shape(slide: Slide) -> tuple[int, int]:
+    width, height = slide.size_px
+    return int(np.ceil(width * slide.mpp / GRID_UM)), int(np.ceil(height * slide.mpp / GRID_UM))
+
+
+def _variants(
+    cells_um: Points, he_px_from_xenium_um: Affine, pixel_size_um: float, slide: Slide
+) -> dict[str, Points]:
+    """Cell positions on the slide under the given transform and under the usual mistakes."""
+    width, height = slide.size_px
+    px = he_px_from_xenium_um(cells_um)
+    centre = np.array([width, height]) / 2
+    offset = px - centre
+    morphology_px_from_um = Affine.scale(1 / pixel_size_um)
+    he_px_from_morphology_px = he_px_from_xenium_um @ morphology_px_from_um.inverse
+    return {
+        "given": px,
+        "inverse": he_px_from_morphology_px.inverse(morphology_px_from_um(cells_um)),
+        "mirrored_x": centre + offset * (-1, 1),
+        "mirrored_y": centre + offset * (1, -1),
+        "turned_90": centre + offset[:, ::-1] * (-1, 1),
+        "turned_180": centre - offset,
+        "turned_270": centre + offset[:, ::-1] * (1, -1),
+    }
+
+
+def _density_correlation(tissue: npt.NDArray[np.float64], cells_px: Points, slide: Slide) -> float:
+    nx, ny = _grid_shape(slide)
+    density, _, _ = np.histogram2d(
+        cells_px[:, 1] * slide.mpp,
+        cells_px[:, 0] * slide.mpp,
+        bins=(np.arange(ny + 1) * GRID_UM, np.arange(nx + 1) * GRID_UM),
+    )
+    smoothed = gaussian_filter(density, 1.0)
+    if smoothed.std() == 0 or tissue.std() == 0:
+        return 0.0  # no cell falls on the slide, or nothing is stained: nothing correlates
+    return float(np.corrcoef(smoothed.ravel(), tissue.ravel())[0, 1])
+
+
+def _verdict(
+    stated_mpp: float,
+    implied_mpp: float,
+    share: float,
+    correlation: dict[str, float],
+    n_on_slide: int,
+) -> tuple[Verdict, tuple[str, ...]]:
+    failed, doubtful = [], []
+    off = implied_mpp / stated_mpp - 1
+    if abs(off) > MPP_DOUBTFUL:
+        (failed if abs(off) > MPP_FAIL else doubtful).append(
+            f"the alignment implies {implied_mpp:.4f} µm per pixel, the slide says "
+            f"{stated_mpp:.4f} ({off:+.1%}); if the alignment is right, set mpp = {implied_mpp:.4f}"
+        )
+    if share < SHARE_DOUBTFUL:
+        (failed if share < SHARE_FAIL else doubtful).append(
+            f"{share:.1%} of the cells lie on the slide"
+        )
+    if correlation:
+        others = {name: c for name, c in correlation.items() if name != "given"}
+        best = max(others, key=lambda name: others[name])
+        lead = correlation["given"] - others[best]
+        if lead < LEAD_DOUBTFUL:
+            (failed if lead < LEAD_FAIL else doubtful).append(
+                f"cell density fits the stained tissue with r = {correlation['given']:.2f}, "
+                f"the {best.replace('_', ' ')} variant with r = {others[best]:.2f}"
+            )
+    if failed:
+        return "fail", tuple(failed + doubtful)
+    if not correlation:
+        few = f"{n_on_slide} cells on the slide, fewer than {MIN_CELLS}: taken as given"
+        return "not_assessable", (few, *doubtful)
+    return ("doubtful" if doubtful else "pass"), tuple(doubtful)
