@@ -161,7 +161,9 @@ def test_datasets_compose_unless_they_share_a_run_or_a_donor_leaks(tmp_path: Pat
     both, _ = read_dataset(root)
 
     def part(run: int, donors: dict[str, Split]) -> Path:
-        shards = {"train": tuple(s for s in both.shards["train"] if f"/run{run}/" in s)}
+        shards: dict[Split, tuple[str, ...]] = {
+            "train": tuple(s for s in both.shards["train"] if f"/run{run}/" in s)
+        }
         part = Dataset.of(f"part{run}", [both.runs[run]], both.panels, donors, shards)
         publish_dataset(root, part)
         return root / dataset_path(part.fingerprint)
