@@ -1,0 +1,285 @@
+"""The `curate` config: read from TOML, resolved against its folder, all faults at once."""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from pairing.cells import CellsConfig
+from pairing.pack import Filters
+from shards.errors import BadInput, BadInputs, not_there_yet
+from shards.schema import SPLITS, PatchSpec, Record, RunId, Split
+
+# Options of the interface that arrive with a later version: refused with words, never half done.
+# A value that asks for nothing is accepted.
+_LATER: dict[str, tuple[tuple[Any, ...], str, str]] = {
+    "registration.refine": (
+        (False,),
+        "refinement of a given alignment",
+        "leave it out, or set refine = false: the alignment is taken as it is",
+    ),
+    "registration.max_median_error_um": (
+        (),
+        "a measured registration error",
+        "leave it out: a given alignment is judged by its gates alone",
+    ),
+    "cells.unit": (("xenium",), "any unit but the instrument's cells", 'set unit = "xenium"'),
+    "split.hold_out": (((), []), "hold-out lists", "name the donors in split.assign"),
+    "split.withdraw": (((), []), "withdrawal of donors", "remove their [[runs]]"),
+    "split.aliases": (({},), "donor aliases", "give both runs the same donor"),
+}
+_LATER_RUN: dict[str, tuple[tuple[Any, ...], str, str]] = {
+    "donors": ((), "a run with several donors", "give the run one donor"),
+    "labels": ((), "cell labels by file", "leave it out"),
+}
+_LATER_FLAGS = ("damaged_tile", "blurred", "pen", "fold", "torn")
+
+
+class PatchConfig(Record):
+    """`[patch]`."""
+
+    fov_um: float = Field(default=56.0, gt=0, le=1000)
+    size_px: int = Field(default=224, ge=16, le=2048)
+    center: Literal["nucleus", "cell"] = "nucleus"
+    jpeg_quality: int = Field(default=95, ge=1, le=100)
+
+    def spec(self, image: Literal["he", "morphology"]) -> PatchSpec:
+        return PatchSpec(image=image, **self.model_dump())
+
+
+class CellsSection(Record):
+    """`[cells]`; the centre comes from `[patch]`."""
+
+    unit: Literal["xenium"] = "xenium"
+    counts: Literal["auto"] = "auto"
+    qv_min: float = Field(default=20, ge=0, le=40)
+    neighbors_k: int = Field(default=8, ge=0, le=64)
+    neighbors_radius_um: float = Field(default=50.0, gt=0)
+
+    def with_center(self, center: Literal["nucleus", "cell"]) -> CellsConfig:
+        return CellsConfig(**self.model_dump(), center=center)
+
+
+class SegmentationSection(Record):
+    """`[segmentation]`: `compact`, a path to Cellpose 4 weights, or `none`."""
+
+    model: str = "compact"
+
+
+class RegistrationSection(Record):
+    """`[registration]`; an alignment with too few cells to assess is taken as given and told."""
+
+    refine: Literal[False] = False
+    accept: tuple[Literal["pass", "doubtful", "fail"], ...] = ("pass", "doubtful")
+
+
+class SplitSection(Record):
+    """`[split]`: a stable hash of the donor decides, unless `assign` names its split."""
+
+    by: Literal["donor"] = "donor"
+    fractions: dict[Split, Annotated[float, Field(ge=0, le=1)]] = {
+        "train": 0.8,
+        "val": 0.1,
+        "test": 0.1,
+    }
+    assign: dict[str, Split] = {}
+    hold_out: tuple[str, ...] = ()
+    withdraw: tuple[str, ...] = ()
+    aliases: dict[str, tuple[str, ...]] = {}
+
+    @model_validator(mode="after")
+    def _fractions_add_up(self) -> SplitSection:
+        if abs(sum(self.fractions.values()) - 1) > 1e-9:
+            raise ValueError(f"fractions add up to {sum(self.fractions.values())}, not to 1")
+        return self
+
+
+class RunConfig(Record):
+    """One `[[runs]]`: exactly one of a slide (with its alignment) and `image = "morphology"`."""
+
+    id: RunId
+    xenium: Path
+    donor: Annotated[str, Field(min_length=1)]
+    source_id: str | None = None
+    slide: Path | None = None
+    image: Literal["morphology"] | None = None
+    alignment: Path | None = None
+    tissue: str | None = None
+    species: str | None = None
+    mpp: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _one_image(self) -> RunConfig:
+        if (self.slide is None) == (self.image is None):
+            raise ValueError('give either slide = "…" or image = "morphology"')
+        if self.slide is not None and self.alignment is None:
+            raise ValueError(
+                "alignment is missing: give the 10x matrix csv or the keypoints csv that Xenium "
+                "Explorer exports for this slide"
+            )
+        if self.slide is None and (self.alignment is not None or self.mpp is not None):
+            raise ValueError('image = "morphology" needs neither alignment nor mpp')
+        return self
+
+
+class CurateConfig(Record):
+    """A whole `curate` config; paths are absolute."""
+
+    name: Annotated[str, Field(min_length=1)]
+    out: Path
+    patch: PatchConfig = PatchConfig()
+    cells: CellsSection = CellsSection()
+    segmentation: SegmentationSection = SegmentationSection()
+    registration: RegistrationSection = RegistrationSection()
+    filters: Filters = Filters()
+    split: SplitSection = SplitSection()
+    runs: Annotated[tuple[RunConfig, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _run_ids_differ(self) -> CurateConfig:
+        twice = [i for i, n in Counter(r.id for r in self.runs).items() if n > 1]
+        if twice:
+            raise ValueError(f"run ids are used twice: {', '.join(twice)}")
+        return self
+
+
+def read_curate_config(path: Path) -> CurateConfig:
+    """A config file, its relative paths resolved against its folder.
+
+    Raises BadInputs with every fault of the file at once: syntax, unknown keys, wrong values,
+    options that are not there yet, inputs that do not exist.
+    """
+    path = path.resolve()
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise BadInputs(
+            [
+                BadInput(
+                    path,
+                    expected="a readable TOML file",
+                    found=str(error),
+                    remedy="see interface of `cellpair curate` in the README for an example",
+                )
+            ]
+        ) from error
+    faults = _refused(path, raw)
+    _resolve_paths(raw, path.parent)
+    try:
+        config = CurateConfig.model_validate(raw)
+    except ValidationError as error:
+        refused = {f.where for f in faults}
+        faults += [f for f in _faults_of(path, error) if f.where not in refused]
+        raise BadInputs(faults) from error
+    faults += _missing_inputs(path, config)
+    if faults:
+        raise BadInputs(faults)
+    return config
+
+
+def _at(path: Path, *keys: object) -> str:
+    return f"{path}: " + ".".join(str(k) for k in keys)
+
+
+def _refused(path: Path, raw: dict[str, Any]) -> list[BadInput]:
+    faults = []
+    for dotted, (accepted, what, instead) in _LATER.items():
+        section, key = dotted.split(".")
+        table = raw.get(section)
+        if isinstance(table, dict) and key in table and table[key] not in accepted:
+            faults.append(not_there_yet(_at(path, dotted), what, instead))
+    filters = raw.get("filters")
+    flags = filters.get("drop_flags", ()) if isinstance(filters, dict) else ()
+    for flag in flags if isinstance(flags, list) else ():
+        if flag in _LATER_FLAGS:
+            where = _at(path, "filters.drop_flags", flags.index(flag))
+            faults.append(not_there_yet(where, f"the flag {flag!r}", 'name "edge" alone, or none'))
+    runs = raw.get("runs")
+    for i, run in enumerate(runs if isinstance(runs, list) else ()):
+        if not isinstance(run, dict):
+            continue
+        for key, (_, what, instead) in _LATER_RUN.items():
+            if key in run:
+                faults.append(not_there_yet(_at(path, "runs", i, key), what, instead))
+        if run.get("alignment") == "auto":
+            faults.append(
+                not_there_yet(
+                    _at(path, "runs", i, "alignment"),
+                    "automatic registration",
+                    "give the 10x matrix csv (<sample>_he_imagealignment.csv) or the keypoints csv "
+                    "that Xenium Explorer exports for this slide",
+                )
+            )
+    return faults
+
+
+def _resolve_paths(raw: dict[str, Any], folder: Path) -> None:
+    def resolve(table: dict[str, Any], key: str) -> None:
+        if isinstance(table.get(key), str):
+            table[key] = str(folder / table[key])
+
+    resolve(raw, "out")
+    segmentation = raw.get("segmentation")
+    if isinstance(segmentation, dict) and "/" in str(segmentation.get("model", "")):
+        resolve(segmentation, "model")
+    runs = raw.get("runs")
+    for run in runs if isinstance(runs, list) else ():
+        if isinstance(run, dict):
+            for key in ("xenium", "slide", "alignment"):
+                if not (key == "alignment" and run.get(key) == "auto"):
+                    resolve(run, key)
+
+
+def _faults_of(path: Path, error: ValidationError) -> list[BadInput]:
+    faults = []
+    for fault in error.errors():
+        unknown = fault["type"] == "extra_forbidden"
+        faults.append(
+            BadInput(
+                _at(path, *fault["loc"]) if fault["loc"] else str(path),
+                expected="a key of the interface" if unknown else fault["msg"],
+                found="an unknown key" if unknown else _short(fault["input"]),
+                remedy="remove it or mend its spelling" if unknown else "mend the value",
+            )
+        )
+    return faults
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else text[:117] + "…"
+
+
+def _missing_inputs(path: Path, config: CurateConfig) -> list[BadInput]:
+    faults = []
+    for i, run in enumerate(config.runs):
+        for key in ("xenium", "slide", "alignment"):
+            given: Path | None = getattr(run, key)
+            if given is not None and not given.exists():
+                faults.append(
+                    BadInput(
+                        _at(path, "runs", i, key),
+                        expected="an existing file or folder",
+                        found=f"nothing at {given}",
+                        remedy="mend the path; relative paths start at the config's folder",
+                    )
+                )
+    return faults
+
+
+def split_of(donor: str, split: SplitSection) -> Split:
+    """The split of a donor: by name, else by a hash of the donor that no other donor moves."""
+    if donor in split.assign:
+        return split.assign[donor]
+    point = int.from_bytes(hashlib.sha256(donor.encode()).digest()[:8], "big") / 2**64
+    upper = 0.0
+    for name in SPLITS:
+        upper += split.fractions.get(name, 0.0)
+        if point < upper:
+            return name
+    return SPLITS[-1]
