@@ -1,0 +1,1 @@
+"""Xenium bundles and slides with known truth."""
