@@ -1,0 +1,237 @@
+"""The console command: thin; heavy imports happen inside the commands, so that help is instant."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from shards.errors import BadInput, BadInputs, not_there_yet
+
+DONE, FAULTS_FOUND, BAD_INPUT, STOPPED = 0, 1, 2, 3
+
+# Commands of the interface that arrive with a later version.
+_LATER = {
+    "init": "write the config by hand: the README shows one",
+    "register": "give an alignment csv to `cellpair curate`; its report shows the gates",
+    "predict": "curate a run and use its shards",
+    "export": "read the shards with webdataset and the .parquet beside each tar",
+    "clean": "remove folders below OUT/runs that no datasets/*.json names",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code (0 done, 1 faults, 2 bad input, 3 stopped)."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("cellpair").setLevel(logging.INFO)
+    signal.signal(signal.SIGTERM, _stop)
+    command: Callable[[argparse.Namespace], int] = args.command
+    try:
+        return command(args)
+    except (BadInput, BadInputs) as error:
+        print(f"cellpair: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("cellpair: stopped; run the same command again to go on", file=sys.stderr)
+        return STOPPED
+    except Exception as error:  # the edge of the program: a traceback helps nobody at a prompt
+        logging.getLogger("cellpair").debug("", exc_info=True)
+        print(f"cellpair: {type(error).__name__}: {error}", file=sys.stderr)
+        return FAULTS_FOUND
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cellpair",
+        description="Xenium runs and H&E slides in; per-cell training pairs, a model and a report "
+        "out.",
+        epilog="Exit codes: 0 done; 1 faults found; 2 bad input or usage; 3 stopped, can resume.",
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> Any:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=run)
+        return sub
+
+    p = add("demo", _demo, "simulate three donors, curate, train, evaluate")
+    p.add_argument("out", nargs="?", type=Path, default=Path("demo"), help="folder (demo)")
+    p.add_argument("--cells", type=int, default=3600, help="cells in all, three donors (3600)")
+    _add_runtime(p)
+
+    p = add("simulate", _simulate, "a Xenium bundle and its H&E slide with known truth")
+    p.add_argument("out", type=Path)
+    p.add_argument("--cells", type=int, required=True)
+    p.add_argument("--layout", default="xoa-3.0")
+    p.add_argument("--seed", type=int, default=0)
+
+    p = add("curate", _curate, "raw runs to a dataset of shards and its report")
+    p.add_argument("config", type=Path, metavar="CONFIG.toml")
+    p.add_argument("--only", nargs="+", default=[], metavar="RUN", help="only these runs")
+    p.add_argument("--partial", action="store_true", help="publish without the runs that failed")
+    p.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask scheduler (default: local)")
+    _add_runtime(p)
+
+    p = add("segment", _segment, "nuclei of a plain slide or picture")
+    p.add_argument("slide", type=Path)
+    p.add_argument("--out", type=Path, required=True)
+    p.add_argument("--mpp", type=float, help="µm per pixel, where the slide does not say")
+    p.add_argument("--model", default="compact", help="compact, or a path to Cellpose 4 weights")
+    _add_runtime(p)
+
+    p = add("info", _info, "what a bundle, slide, shard, dataset or checkpoint is")
+    p.add_argument("path", type=Path)
+    p.add_argument("--json", action="store_true")
+
+    p = add("check", _check, "every promise of a dataset proved again")
+    p.add_argument("dataset", type=Path)
+    p.add_argument("--json", action="store_true")
+
+    p = add("train", _train, "pretrain the contrastive image/gene model")
+    p.add_argument("config", type=Path, metavar="CONFIG.toml")
+    p.add_argument("--resume", action="store_true", help="go on exactly where it stopped")
+
+    p = add("evaluate", _evaluate, "retrieval on held-out donors, and its page")
+    p.add_argument("checkpoint", type=Path)
+    p.add_argument("dataset", type=Path)
+    p.add_argument("--out", type=Path, required=True)
+
+    p = add("deploy", _deploy, "register the Prefect deployments with these configs")
+    p.add_argument("curate", type=Path, metavar="CURATE.toml")
+    p.add_argument("--train", type=Path, metavar="TRAIN.toml", help="train after each curation")
+
+    for name, instead in _LATER.items():
+        p = commands.add_parser(name, help="not there yet", description="Not there yet.")
+        p.add_argument("rest", nargs=argparse.REMAINDER)
+        p.set_defaults(command=_later(name, instead))
+    return parser
+
+
+def _add_runtime(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", type=_at_least_one, help="processes (default: cores)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+
+
+def _at_least_one(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
+
+
+def _later(name: str, instead: str) -> Callable[[argparse.Namespace], int]:
+    def refuse(args: argparse.Namespace) -> int:
+        raise not_there_yet("command line", f"the command `cellpair {name}`", instead)
+
+    return refuse
+
+
+def _runtime(args: argparse.Namespace) -> Any:
+    from flows.cluster import Runtime
+
+    given = {"workers": args.workers, "device": args.device}
+    given["scheduler"] = getattr(args, "scheduler", None)
+    return Runtime(**{key: value for key, value in given.items() if value is not None})
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from flows.demo import run_demo
+
+    return run_demo(args.out.resolve(), args.cells, _runtime(args))
+
+
+def _simulate(args: argparse.Namespace) -> int:
+    from pairing.simulate import SimulationParams, simulate
+
+    simulate(
+        args.out.resolve(),
+        SimulationParams(n_cells=args.cells, seed=args.seed, layout=args.layout),
+    )
+    print(args.out)
+    return DONE
+
+
+def _curate(args: argparse.Namespace) -> int:
+    from flows.local import curate_locally
+
+    return curate_locally(
+        args.config, _runtime(args), only=tuple(args.only), partial_dataset=args.partial
+    )
+
+
+def _segment(args: argparse.Namespace) -> int:
+    from flows.cluster import BlockMap
+    from segmentation.segment import segment_slide_to
+
+    runtime = _runtime(args)
+    with BlockMap(runtime) as blocks:
+        n_nuclei = segment_slide_to(
+            args.out.resolve(),
+            args.slide,
+            mpp=args.mpp,
+            model=args.model,
+            device=runtime.device,
+            map_blocks=blocks.on_gpu,
+        )
+    print(f"{n_nuclei} nuclei: {args.out / 'overview.png'}")
+    return DONE
+
+
+def _info(args: argparse.Namespace) -> int:
+    from flows.info import describe_path
+
+    facts = describe_path(args.path)
+    if args.json:
+        print(json.dumps(facts, indent=1))
+    else:
+        for key, value in facts.items():
+            print(f"{key:<16}{value if isinstance(value, str) else json.dumps(value)}")
+    return DONE
+
+
+def _check(args: argparse.Namespace) -> int:
+    from shards.check import describe, validate
+
+    facts = describe(args.dataset)
+    faults = validate(args.dataset)
+    if args.json:
+        print(json.dumps({"dataset": facts["fingerprint"], "faults": faults}, indent=1))
+    else:
+        print("\n".join(faults) or f"no faults: {sum(facts['samples'].values())} samples")
+    return FAULTS_FOUND if faults else DONE
+
+
+def _train(args: argparse.Namespace) -> int:
+    from flows.training import run_trainer
+
+    return run_trainer("train", str(args.config), *(["--resume"] if args.resume else []))
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from flows.training import evaluate
+
+    page = evaluate(args.checkpoint, args.dataset, args.out.resolve())
+    print(page)
+    return DONE
+
+
+def _deploy(args: argparse.Namespace) -> int:
+    from flows.deploy import deploy
+
+    deploy(args.curate.resolve(), args.train.resolve() if args.train else None)
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""`cellpair info`: what a path is, told by what is in it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from pairing.slide import open_slide
+from pairing.xenium import open_xenium
+from shards.check import describe
+from shards.dataset import POINTER_FILE
+from shards.errors import BadInput
+
+
+def describe_path(path: Path) -> dict[str, Any]:
+    """Facts of a dataset, checkpoint, shard, bundle or slide, `kind` first.
+
+    Raises BadInput where the path is none of these.
+    """
+    if not path.exists():
+        raise BadInput(
+            path, expected="an existing file or folder", found="nothing", remedy="mend the path"
+        )
+    if (path / POINTER_FILE).exists() or path.suffix == ".json":
+        return describe(path)
+    if (path / "meta.json").exists():
+        return {"kind": "checkpoint", **json.loads((path / "meta.json").read_text())}
+    if path.suffix == ".tar":
+        return _shard(path)
+    if path.is_dir() or path.suffix == ".zip":
+        return _bundle(path)
+    return _slide(path)
+
+
+def _shard(path: Path) -> dict[str, Any]:
+    table_path = path.with_suffix(".parquet")
+    if not table_path.exists():
+        raise BadInput(
+            path,
+            expected=f"its index table {table_path.name} beside it",
+            found="no such file",
+            remedy="copy the table along with the tar",
+        )
+    table = pq.read_table(table_path, columns=["run", "donor", "panel", "mpp", "n_counts"])
+    return {
+        "kind": "shard",
+        "samples": table.num_rows,
+        "bytes": path.stat().st_size,
+        **{k: sorted(set(table[k].to_pylist())) for k in ("run", "donor", "panel", "mpp")},
+        "counts": sum(table["n_counts"].to_pylist()),
+    }
+
+
+def _bundle(path: Path) -> dict[str, Any]:
+    with open_xenium(path) as run:
+        return {
+            "kind": "xenium",
+            "layout": run.layout,
+            "cells": run.n_cells,
+            "genes": len(run.genes()),
+            "species": run.species,
+            "pixel_size_um": run.pixel_size_um,
+            "transcripts": run.has_transcripts,
+            **run.provenance,
+        }
+
+
+def _slide(path: Path) -> dict[str, Any]:
+    with open_slide(path) as slide:
+        return {
+            "kind": "slide",
+            "size_px": slide.size_px,
+            "mpp": slide.mpp,
+            "levels": [(*level.size_px, level.downsample) for level in slide.levels],
+            "channels": slide.n_channels,
+            "dtype": str(slide.dtype),
+        }
