@@ -201,17 +201,24 @@ class Stream:
 
     def fault(self, index: int, *, expected: str, found: str) -> BadInput:
         """The error about the sample at `index`, with its tar and key."""
-        s = int(np.searchsorted(self._ends, index, side="right"))
-        shard = self.shards[s]
-        within = index - int(self._ends[s]) + shard.n_samples
-        key = pq.read_table(shard.table, columns=["key"])["key"][within].as_py()
+        shard = self.shards[int(np.searchsorted(self._ends, index, side="right"))]
         return BadInput(
-            f"{shard.tar}, sample {key}",
+            f"{shard.tar}, sample {self.keys([index])[0]}",
             expected=expected,
             found=found,
             remedy="fetch the shard again, or curate the run again: `cellpair check` names "
             "every damaged sample",
         )
+
+    def keys(self, indices: Sequence[int]) -> list[str]:
+        """Keys of the samples at `indices`, fetched from the index tables."""
+        found = []
+        for index in indices:
+            s = int(np.searchsorted(self._ends, index, side="right"))
+            within = index - int(self._ends[s]) + self.shards[s].n_samples
+            column = pq.read_table(self.shards[s].table, columns=["key"])["key"]
+            found.append(str(column[within].as_py()))
+        return found
 
     def table(self, columns: list[str]) -> pa.Table:
         """Metadata columns of `INDEX_SCHEMA` for all samples, by index."""
