@@ -138,10 +138,12 @@ class CurateConfig(Record):
     registration: RegistrationSection = RegistrationSection()
     filters: Filters = Filters()
     split: SplitSection = SplitSection()
-    runs: Annotated[tuple[RunConfig, ...], Field(min_length=1)]
+    runs: tuple[RunConfig, ...]
 
     @model_validator(mode="after")
-    def _run_ids_differ(self) -> CurateConfig:
+    def _runs_with_ids_of_their_own(self) -> CurateConfig:
+        if not self.runs:
+            raise ValueError("there is no [[runs]]")
         twice = [i for i, n in Counter(r.id for r in self.runs).items() if n > 1]
         if twice:
             raise ValueError(f"run ids are used twice: {', '.join(twice)}")

@@ -1,0 +1,134 @@
+"""The curate config: every fault at once, paths from its own folder, refusals with words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flows.config import SplitSection, read_curate_config, split_of
+from shards.errors import BadInputs
+from shards.schema import SPLITS
+
+
+def write(folder: Path, text: str) -> Path:
+    (folder / "raw" / "a").mkdir(parents=True, exist_ok=True)
+    for name in ("he.ome.tif", "alignment.csv"):
+        (folder / "raw" / name).touch()
+    path = folder / "curate.toml"
+    path.write_text(text)
+    return path
+
+
+RUN = """
+[[runs]]
+id = "a"
+xenium = "raw/a"
+slide = "raw/he.ome.tif"
+alignment = "raw/alignment.csv"
+donor = "D1"
+"""
+
+
+def faults(path: Path) -> dict[str, str]:
+    with pytest.raises(BadInputs) as caught:
+        read_curate_config(path)
+    return {f.where.removeprefix(f"{path}: "): str(f) for f in caught.value.faults}
+
+
+def test_relative_paths_start_at_the_config(tmp_path: Path) -> None:
+    config = read_curate_config(write(tmp_path, f'name = "n"\nout = "o"\n{RUN}'))
+    assert config.out == tmp_path / "o"
+    assert config.runs[0].xenium == tmp_path / "raw" / "a"
+    assert config.runs[0].slide == tmp_path / "raw" / "he.ome.tif"
+    assert config.patch.spec("he").mpp == 0.25
+    assert config.segmentation.model == "compact"
+
+
+def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+    text = f"""
+name = "n"
+out = "o"
+colour = "blue"
+[patch]
+fov_um = -1
+[cells]
+unit = "he_nuclei"
+[registration]
+refine = true
+max_median_error_um = 5.0
+[filters]
+drop_flags = ["edge", "blurred"]
+[split]
+fractions = {{ train = 0.5, val = 0.1, test = 0.1 }}
+hold_out = ["hest-bench"]
+{RUN}
+labels = "x.csv"
+[[runs]]
+id = "b b"
+xenium = "raw/none"
+slide = "raw/he.ome.tif"
+alignment = "auto"
+donor = ""
+"""
+    found = faults(write(tmp_path, text))
+    assert set(found) == {
+        "colour",
+        "patch.fov_um",
+        "cells.unit",
+        "registration.refine",
+        "registration.max_median_error_um",
+        "filters.drop_flags.1",
+        "split",
+        "split.hold_out",
+        "runs.0.labels",
+        "runs.1.id",
+        "runs.1.alignment",
+        "runs.1.donor",
+    }
+    assert "an unknown key" in found["colour"]
+    assert "not there yet" in found["cells.unit"]
+    assert "the 10x matrix csv" in found["runs.1.alignment"]
+
+
+def test_missing_inputs_are_all_named(tmp_path: Path) -> None:
+    path = write(tmp_path, f'name = "n"\nout = "o"\n{RUN}'.replace("raw/a", "raw/none"))
+    (tmp_path / "raw" / "alignment.csv").unlink()
+    assert set(faults(path)) == {"runs.0.xenium", "runs.0.alignment"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ('alignment = "raw/alignment.csv"', "alignment is missing"),
+        ('slide = "raw/he.ome.tif"', "either slide"),
+        ('donor = "D1"', "Field required"),
+    ],
+)
+def test_a_run_without_what_it_needs(tmp_path: Path, change: str, words: str) -> None:
+    path = write(tmp_path, f'name = "n"\nout = "o"\n{RUN.replace(change, "")}')
+    assert words in str(faults(path))
+
+
+def test_run_ids_are_unique(tmp_path: Path) -> None:
+    assert "used twice: a" in str(faults(write(tmp_path, f'name = "n"\nout = "o"\n{RUN}{RUN}')))
+
+
+def test_a_file_that_is_no_toml(tmp_path: Path) -> None:
+    assert "readable TOML" in str(faults(write(tmp_path, "name = ")))
+
+
+@given(st.text(min_size=1), st.sampled_from(SPLITS))
+def test_a_donor_goes_where_it_is_assigned(donor: str, split: str) -> None:
+    assert split_of(donor, SplitSection.model_validate({"assign": {donor: split}})) == split
+
+
+def test_fractions_hold_over_many_donors_and_adding_one_moves_none() -> None:
+    section = SplitSection()
+    splits = [split_of(f"donor {i}", section) for i in range(4000)]
+    assert abs(splits.count("train") / 4000 - 0.8) < 0.02
+    assert abs(splits.count("val") / 4000 - 0.1) < 0.02
+    all_test = SplitSection(fractions={"train": 0.0, "val": 0.0, "test": 1.0})
+    assert {split_of(f"donor {i}", all_test) for i in range(50)} == {"test"}
