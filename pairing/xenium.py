@@ -20,9 +20,9 @@ from scipy import sparse
 
 from pairing.slide import Slide
 from pairing.xenium_bundle import BundleRun
-from pairing.xenium_files import MANIFEST, FolderFiles, ZipFiles
+from pairing.xenium_files import MANIFEST, FolderFiles, ZipFiles, is_spatialdata
 from pairing.xenium_shapes import LabelRaster
-from pairing.xenium_spatialdata import StoreRun, is_spatialdata
+from pairing.xenium_spatialdata import StoreRun
 from pairing.xenium_transcripts import CATEGORY_NAMES, TranscriptBatch
 from shards.errors import BadInput
 from shards.schema import Gene

@@ -1,4 +1,4 @@
-"""The files of a Xenium bundle, in a folder or in a zip."""
+"""The files of a Xenium run: a bundle in a folder or in a zip; a store told by its folders."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ from typing import Protocol
 from shards.errors import BadInput
 
 MANIFEST = "experiment.xenium"
+
+
+def is_spatialdata(path: Path) -> bool:
+    """Whether a folder is a zarr store with a table and transcripts or labels beside it."""
+    is_zarr = any((path / name).is_file() for name in (".zgroup", "zarr.json"))
+    return is_zarr and (path / "tables").is_dir() and (path / "points").is_dir()
 
 
 class BundleFiles(Protocol):

@@ -40,12 +40,6 @@ _IMAGES = ("images/morphology_focus", "images/morphology_mip")
 _SPECIES_OF_PREFIX = {"ENSG": "human", "ENSMUSG": "mouse"}
 
 
-def is_spatialdata(path: Path) -> bool:
-    """Whether a folder is a zarr store with a table and transcripts or labels beside it."""
-    is_zarr = any((path / name).is_file() for name in (".zgroup", "zarr.json"))
-    return is_zarr and (path / "tables").is_dir() and (path / "points").is_dir()
-
-
 class StoreRun:
     """A run read from a store; the methods are documented in `pairing.xenium.XeniumRun`."""
 
@@ -54,15 +48,17 @@ class StoreRun:
     def __init__(self, path: Path) -> None:
         self.path = path
         # Consolidated metadata may name arrays that are not there, which then read as zeros.
-        self._root: Any = zarr.open_group(path, mode="r", use_consolidated=False)
+        root = zarr.open_group(path, mode="r", use_consolidated=False)
         tables = sorted(p.name for p in (path / "tables").iterdir() if p.is_dir())
         if "table" not in tables:
             self._raise("tables/table", f"tables: {', '.join(tables) or 'none'}")
-        self._table: Any = self._root["tables/table"]
-        self.has_transcripts: bool = _POINTS in self._root
+        table = root["tables/table"]
+        self._root: Any = root
+        self._table: Any = table
+        self.has_transcripts = _POINTS in root
         self.provenance: dict[str, str] = {}
         self.notes: tuple[str, ...] = ()
-        self._names_genes: bool = "var" in self._table
+        self._names_genes = isinstance(table, zarr.Group) and "var" in table
         if not self._names_genes:
             self.notes = (
                 "the store's table names no genes (tables/table/var is missing): the panel is the "
