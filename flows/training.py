@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from flows.report import write_evaluation_page
@@ -11,15 +12,30 @@ from flows.report import write_evaluation_page
 EVALUATION_FILE = "evaluation.json"
 
 
-def run_trainer(module: str, *args: str) -> int:
-    """`python -m trainer.<module> ARGS`; returns its exit code, which is ours."""
-    process = subprocess.Popen([sys.executable, "-m", f"trainer.{module}", *args])
+def run_trainer(module: str, *args: str, tell: Callable[[str], None] | None = None) -> int:
+    """`python -m trainer.<module> ARGS`; returns its exit code, which is ours.
+
+    Its output is ours too, or goes line by line to `tell`.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", f"trainer.{module}", *args],
+        stdout=None if tell is None else subprocess.PIPE,
+        stderr=None if tell is None else subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
     try:
+        for line in process.stdout or ():
+            assert tell is not None
+            tell(line.rstrip())
         return process.wait()
-    except KeyboardInterrupt:
+    except BaseException as stop:
         # It has had the signal too where it came from the terminal; it saves and ends by itself.
         process.terminate()
-        return process.wait()
+        code = process.wait()
+        if isinstance(stop, KeyboardInterrupt):
+            return code
+        raise
 
 
 def evaluate(checkpoint: Path, dataset: Path, out: Path) -> Path:
