@@ -69,7 +69,7 @@ def write_shard_set(
     neighbors = np.load(cells_folder / NEIGHBORS_FILE, mmap_mode="r", allow_pickle=False)
     patches = pq.read_table(patches_folder / INDEX_FILE).to_pandas().set_index("row")
 
-    kept, totals = select(cells, patches, config.filters)
+    kept, totals = select(cells, patches, config.filters, registered=spec.image == "he")
     if not len(kept):
         raise BadInput(
             f"run {config.run}",
@@ -103,13 +103,14 @@ def write_shard_set(
 
 
 def select(
-    cells: pd.DataFrame, patches: pd.DataFrame, filters: Filters
+    cells: pd.DataFrame, patches: pd.DataFrame, filters: Filters, *, registered: bool
 ) -> tuple[npt.NDArray[np.int64], Totals]:
     """Rows of the cells that go into shards, and the count of the others by reason.
 
     `patches` is the index of the patches artifact by row of `cells`. Reasons in the order in
     which they are tried: outside_slide, low_counts, one `flag_<name>` for each dropped flag.
-    A registration error that was not assessed drops nothing and is noted.
+    Where the image was `registered` to the run, an error that was not assessed drops nothing and
+    is noted.
     """
     edge = patches["edge"].reindex(cells.index, fill_value=False).to_numpy(dtype=bool)
     tests = [
@@ -126,7 +127,7 @@ def select(
         seen=len(cells),
         kept=int(left.sum()),
         dropped=dropped,
-        noted={"registration_error_not_assessed": int(left.sum())},
+        noted={"registration_error_not_assessed": int(left.sum())} if registered else {},
     )
     return np.flatnonzero(left), totals
 
