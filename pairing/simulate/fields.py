@@ -64,7 +64,7 @@ class Outline:
         blobs = np.array(
             [
                 [0.0, 0.0, 1.0, turn, rng.uniform(0, 2 * np.pi)],
-                [1.45 * np.cos(toward), 1.45 * np.sin(toward), 0.27, turn, 1.0],
+                [1.15 * np.cos(toward), 1.15 * np.sin(toward), 0.24, turn, 1.0],
                 [0.45 * np.cos(across), 0.45 * np.sin(across), 0.16, turn, 2.0],
             ]
         )
@@ -83,9 +83,9 @@ class Outline:
             # Order 1 makes it lopsided, 2 oblong, 3 ragged: no turn or mirror image fits.
             edge = radius * (
                 1
-                + 0.22 * np.cos(theta - phase3)
-                + 0.20 * np.cos(2 * (theta - phase2))
-                + 0.10 * np.cos(3 * theta - phase3)
+                + 0.18 * np.cos(theta - phase3)
+                + 0.14 * np.cos(2 * (theta - phase2))
+                + 0.08 * np.cos(3 * theta - phase3)
             )
             levels.append((edge - np.hypot(dx, dy)) * self.radius_um)
         lobe, fragment, hole = levels

@@ -44,6 +44,14 @@ class Nuclei:
         u0, v0 = self.outlines.centroid[i]
         return dx * c + dy * s + u0, dy * c - dx * s + v0
 
+    def outlines_um(self) -> F64:
+        """(m, k, 2) points of every edge in the Xenium frame."""
+        local = self.outlines.polygons() - self.outlines.centroid[:, None]
+        c, s = np.cos(self.angle)[:, None], np.sin(self.angle)[:, None]
+        x = local[..., 0] * c - local[..., 1] * s + self.x_um[:, None]
+        y = local[..., 0] * s + local[..., 1] * c + self.y_um[:, None]
+        return np.stack([x, y], axis=-1)
+
     def reach_um(self) -> F64:
         """(m,) No part of a nucleus is farther from its centroid."""
         away = self.outlines.polygons() - self.outlines.centroid[:, None]

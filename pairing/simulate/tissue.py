@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ SHARE_WITHOUT_NUCLEUS = 0.025
 SHARE_TWO_NUCLEI = 0.015
 STATE_SPATIAL_SHARE = 0.25  # of the variance of the state: what neighbours have in common
 _GRID_UM = 4.0
-_MARGIN_UM = (60.0, 150.0, 110.0, 70.0)  # glass beyond the tissue: left, right, top, bottom
+_MARGIN_UM = (35.0, 90.0, 60.0, 40.0)  # glass beyond the tissue: left, right, top, bottom
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +49,16 @@ class Tissue:
 
 def draw_section(rng: np.random.Generator, n_cells: int) -> Tissue:
     """A section of exactly `n_cells` cells with blank glass around, more on two of its sides."""
-    tissue_map = TissueMap.draw(rng, Outline.draw(rng))
+    outline = Outline.draw(rng)
+    tissue_map = TissueMap.draw(rng, outline)
     low, high = 20.0, 60.0 + 20.0 * np.sqrt(n_cells)
     for _ in range(14):
         radius = (low + high) / 2
-        trial = _with_outline(tissue_map, radius)
+        trial = replace(tissue_map, outline=outline.scaled(radius))
         x = y = np.arange(-2.2 * radius, 2.2 * radius, max(_GRID_UM, radius / 60))
         n = trial.layers(x, y).cells_per_mm2.sum() * (x[1] - x[0]) ** 2 * 1e-6
         low, high = (radius, high) if n < n_cells else (low, radius)
-    placed, width, height = _on_slide(_with_outline(tissue_map, high), high)
+    placed, width, height = _on_slide(trial, radius)
     return _populate(rng, placed, width, height, n_cells)
 
 
@@ -69,20 +70,13 @@ def draw_field(rng: np.random.Generator, size_um: float, crowding: float) -> Tis
     return _populate(rng, tissue_map, size_um, size_um, max(4, round(n)))
 
 
-def _with_outline(tissue_map: TissueMap, radius_um: float) -> TissueMap:
-    assert tissue_map.outline is not None
-    fields = {name: getattr(tissue_map, name) for name in TissueMap.__slots__}
-    return TissueMap(**{**fields, "outline": tissue_map.outline.scaled(radius_um)})
-
-
 def _on_slide(tissue_map: TissueMap, radius: float) -> tuple[TissueMap, float, float]:
     """Move the tissue so that the slide starts at (0, 0) with the margins of glass."""
     grid = np.arange(-2.4 * radius, 2.4 * radius, _GRID_UM)
     inside = tissue_map.layers(grid, grid).tissue > 0.5
     x, y = grid[inside.any(0)], grid[inside.any(1)]
     left, right, top, bottom = _MARGIN_UM
-    fields = {name: getattr(tissue_map, name) for name in TissueMap.__slots__}
-    moved = TissueMap(**{**fields, "origin_um": (left - x[0], top - y[0])})
+    moved = replace(tissue_map, origin_um=(float(left - x[0]), float(top - y[0])))
     return moved, float(x[-1] - x[0] + left + right), float(y[-1] - y[0] + top + bottom)
 
 

@@ -1,0 +1,130 @@
+"""The simulated gene panel: human symbols, invented Ensembl ids, and every kind of control."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pairing.simulate.celltypes import CELL_TYPES
+
+# Symbols of real panels; what they stand for here is in expression.py, not in any atlas.
+MARKERS: dict[str, str] = {
+    "epithelial": (
+        "EPCAM KRT8 KRT18 KRT19 CDH1 CLDN4 CLDN7 ELF3 TACSTD2 ESRP1 KRT7 ERBB3 DSP MUC1"
+    ),
+    "secretory": (
+        "MUC2 TFF3 SPINK4 FCGBP CLCA1 AGR2 ZG16 REG4 ITLN1 GALNT12 KLF4 CREB3L1 SPDEF TFF1"
+    ),
+    "lymphocyte": ("CD3E CD3D CD2 TRAC IL7R CCR7 LTB CD8A GZMK NKG7 CD69 CD5 CD6 LCK"),
+    "plasma": (
+        "JCHAIN MZB1 IGKC IGHG1 SDC1 TNFRSF17 XBP1 DERL3 IGHA1 CD38 FCRL5 PRDM1 POU2AF1 FKBP11"
+    ),
+    "fibroblast": ("COL1A1 COL1A2 COL3A1 DCN LUM PDGFRA PDGFRB FAP POSTN THY1 FBLN1 SFRP2 MMP2 C7"),
+    "macrophage": ("CD68 CD163 MRC1 CSF1R C1QA C1QB C1QC MARCO MSR1 APOE LYZ AIF1 CD14 TREM2"),
+    "eosinophil": (
+        "CLC PRG2 EPX RNASE2 RNASE3 CCR3 SIGLEC8 IL5RA ALOX15 HDC PRG3 ADGRE1 CEBPE GATA1"
+    ),
+}
+STATE_UP = (
+    "MKI67 TOP2A PCNA MYC CCND1 CDK1 CCNB1 MCM2 MCM6 TYMS RRM2 BIRC5 NOP56 NCL FBL POLR1A "
+    "UBE2C CENPF TK1 E2F1 CDC20 AURKA STMN1 HMGB2"
+)
+STATE_DOWN = (
+    "CDKN1A BTG1 BTG2 KLF2 KLF6 TXNIP FOS JUN JUNB DUSP1 ZFP36 IER2 EGR1 ATF3 GADD45B "
+    "CDKN1B TSC22D3 FOXO1 FOXO3 RGS2 SESN3 PIK3IP1 NFKBIA MXD4"
+)
+# A loose pattern for controls would drop these genes.
+LOOKALIKES = "NEGR1 NANOG NANS BLNK BLK BLMH ANTXR1 DEPTOR DEPDC5 INTS1 UNC5B GENE1"
+OTHERS = (
+    "ACTB GAPDH B2M TUBA1B EEF1A1 RPLP0 PPIA UBC HPRT1 TBP SDHA YWHAZ HSP90AB1 HSPA8 VIM "
+    "LMNA ENO1 LDHA PGK1 ALDOA TPI1 PKM ATP5F1B COX4I1 NDUFA4 CYCS SOD1 SOD2 PRDX1 TXN "
+    "GPX1 CAT FTH1 FTL TFRC SLC2A1 SLC7A5 SLC3A2 SLC25A5 VDAC1 TOMM20 TIMM23 HSPD1 HSPE1 "
+    "CALR CANX PDIA4 HSPA5 SEC61B SSR4 SRP14 KDELR2 LMAN1 SEC24C COPB2 RAB7A RAB5C LAMP1 "
+    "LAMP2 CTSB CTSD CTSL PSAP GRN HEXB NPC2 SQSTM1 MAP1LC3B GABARAP ATG5 BECN1 MTOR RHEB "
+    "TSC2 AKT1 PTEN PIK3CA MAPK1 MAP2K1 RAF1 KRAS EGFR ERBB2 MET FGFR1 IGF1R INSR NOTCH1 "
+    "JAG1 HES1 CTNNB1 APC AXIN2 LGR5 SMAD3 TGFB1 TGFBR2 BMP4 STAT1 STAT3 JAK1 IRF1 NFKB1 "
+    "RELA TNF IL6"
+)
+N_CUSTOM = 8  # the last genes of the list were added to the predesigned panel
+DOUBLE_CODEWORD_EVERY = 31  # every so many-th gene has two codewords
+
+
+@dataclass(frozen=True, slots=True)
+class ControlKind:
+    """One kind of control: its three vocabularies, its rate and quality."""
+
+    category: str  # codeword_category of transcripts.parquet
+    feature_type: str  # of cell_feature_matrix.h5
+    name: str  # format string of the feature's number
+    n_features: int
+    share: float  # transcripts of it per gene transcript in cells
+    good_share: float  # of them with qv ≥ 20
+
+
+CONTROL_KINDS: tuple[ControlKind, ...] = (
+    ControlKind(
+        "negative_control_probe", "Negative Control Probe", "NegControlProbe_{:05d}", 20, 0.004, 0.8
+    ),
+    ControlKind(
+        "genomic_control_probe", "Genomic Control", "Intergenic_Region_{}_part_1", 10, 0.003, 0.8
+    ),
+    ControlKind(
+        "negative_control_codeword",
+        "Negative Control Codeword",
+        "NegControlCodeword_{:04d}",
+        41,
+        0.004,
+        0.3,
+    ),
+    ControlKind(
+        "unassigned_codeword", "Unassigned Codeword", "UnassignedCodeword_{:04d}", 60, 0.02, 0.15
+    ),
+    ControlKind(
+        "deprecated_codeword", "Deprecated Codeword", "DeprecatedCodeword_{:04d}", 4, 0.002, 0.3
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """One row of the matrix, in its order; `kind` is None for a gene."""
+
+    id: str
+    name: str
+    category: str
+    feature_type: str
+    codewords: tuple[int, ...]
+    kind: ControlKind | None
+
+
+def genes() -> tuple[str, ...]:
+    """Symbols in alphabetical order, as the matrix has them."""
+    lists = [*(MARKERS[t.name] for t in CELL_TYPES), STATE_UP, STATE_DOWN, LOOKALIKES, OTHERS]
+    return tuple(sorted(symbol for words in lists for symbol in words.split()))
+
+
+def features() -> tuple[Feature, ...]:
+    """All rows of the matrix: genes, then each kind of control."""
+    symbols = genes()
+    custom = set(OTHERS.split()[-N_CUSTOM:])
+    rows: list[Feature] = []
+    codeword = 0
+    for i, symbol in enumerate(symbols):
+        n = 2 if i % DOUBLE_CODEWORD_EVERY == 0 else 1
+        rows.append(
+            Feature(
+                # Real ids end below ENSG000004: none of these is taken for one of them.
+                id=f"ENSG{900000 + i:011d}",
+                name=symbol,
+                category="custom_gene" if symbol in custom else "predesigned_gene",
+                feature_type="Gene Expression",
+                codewords=tuple(range(codeword, codeword + n)),
+                kind=None,
+            )
+        )
+        codeword += n
+    for kind in CONTROL_KINDS:
+        for number in range(1, kind.n_features + 1):
+            name = kind.name.format(number)
+            rows.append(Feature(name, name, kind.category, kind.feature_type, (codeword,), kind))
+            codeword += 1
+    return tuple(rows)
