@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flows.report import write_evaluation_page
+from shards.errors import BadInput
 
 EVALUATION_FILE = "evaluation.json"
+METRICS_FILE = "metrics.csv"
 
 
 def run_trainer(module: str, *args: str, tell: Callable[[str], None] | None = None) -> int:
@@ -43,5 +45,18 @@ def evaluate(checkpoint: Path, dataset: Path, out: Path) -> Path:
     code = run_trainer("evaluate", str(checkpoint), str(dataset), "--out", str(out))
     if code:
         raise SystemExit(code)
-    metrics = checkpoint.resolve().parent / "metrics.csv"
+    metrics = checkpoint.resolve().parent.parent / METRICS_FILE
     return write_evaluation_page(out, out / EVALUATION_FILE, metrics if metrics.exists() else None)
+
+
+def newest_checkpoint(run_out: Path) -> Path:
+    """The newest whole checkpoint of a training run's output folder."""
+    whole = sorted(p.parent for p in run_out.glob("checkpoints/step-*/meta.json"))
+    if not whole:
+        raise BadInput(
+            run_out,
+            expected="a checkpoint",
+            found="none",
+            remedy="train first: cellpair train CONFIG.toml",
+        )
+    return whole[-1]

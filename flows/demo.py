@@ -1,0 +1,206 @@
+"""`cellpair demo`: three simulated donors through every room, scored on the third.
+
+D1 and D2 train, D3 is only ever scored: nothing is chosen on it, and the number of steps is fixed.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+from scipy.stats import rankdata
+
+from flows import pipeline
+from flows.cluster import BlockMap, Runtime
+from flows.config import read_curate_config
+from flows.report import write_report
+from flows.report.evaluation import Direction, EvaluationRecord, RetrievalLine, Scope
+from flows.training import EVALUATION_FILE, METRICS_FILE, newest_checkpoint, run_trainer
+from pairing.cells import PANEL_FILE, read_cells, read_counts
+from pairing.simulate import SimulationParams, simulate
+from pairing.simulate.oracle import pointwise_mutual_information
+from shards.artifact import write_atomically
+from shards.dataset import read_record
+from shards.errors import BadInput
+from shards.schema import Panel, sample_key
+
+log = logging.getLogger("cellpair")
+
+# Donor, seed of its simulation, split.
+DONORS = (("D1", 1, "train"), ("D2", 2, "train"), ("D3", 3, "test"))
+MIN_CELLS = 600
+BATCHES_FILE = "batches.parquet"
+
+_CURATE = """# Written by `cellpair demo`.
+name = "demo"
+out = "curated"
+
+[patch]
+fov_um = 32.0
+size_px = 96
+
+[split]
+assign = {{ {assign} }}
+{runs}"""
+_RUN = """
+[[runs]]
+id = "{donor}"
+xenium = "raw/{folder}/outs"
+slide = "raw/{folder}/he.ome.tif"
+alignment = "raw/{folder}/he_imagealignment.csv"
+donor = "{donor}"
+tissue = "simulated"
+"""
+_TRAIN = """# Written by `cellpair demo`.
+preset = "small"
+data = "curated/dataset.json"
+
+[run]
+out = "model"
+device = "{device}"
+"""
+
+
+def run_demo(out: Path, n_cells: int, runtime: Runtime) -> int:
+    """Simulate, curate, train, evaluate; prints the figures and the report's path.
+
+    What is there already is not done again. Returns an exit code.
+    """
+    if n_cells < MIN_CELLS:
+        raise BadInput(
+            "--cells",
+            expected=f"at least {MIN_CELLS}, so that the held-out donor fills batches of 64",
+            found=str(n_cells),
+            remedy="ask for more cells",
+        )
+    started_s = time.monotonic()
+    with BlockMap(runtime) as blocks:
+        folders = simulate_donors(out, -(-n_cells // len(DONORS)), blocks)
+        config = read_curate_config(_write_configs(out, folders, runtime))
+        curated = pipeline.curate(config, blocks, device=runtime.device)
+    if curated.failures:
+        raise next(iter(curated.failures.values()))
+    log.info("curated after %.0f s", time.monotonic() - started_s)
+
+    if code := run_trainer("train", str(out / "train.toml"), "--resume"):
+        return code
+    log.info("trained after %.0f s", time.monotonic() - started_s)
+    evaluation = out / "evaluation"
+    checkpoint = newest_checkpoint(out / "model")
+    if code := run_trainer("evaluate", str(checkpoint), str(config.out), "--out", str(evaluation)):
+        return code
+    held_out = {run.config.id: run for run in curated.runs}[DONORS[-1][0]]
+    oracle = oracle_lines(held_out, folders[DONORS[-1][0]] / "truth", evaluation / BATCHES_FILE)
+    page = write_report(
+        config,
+        curated,
+        evaluation_json=evaluation / EVALUATION_FILE,
+        metrics_csv=out / "model" / METRICS_FILE,
+        extra_lines=oracle,
+    )
+    trainers = read_record(evaluation / EVALUATION_FILE, EvaluationRecord).retrieval
+    _print_figures([*trainers, *oracle])
+    print(f"report: {page} ({time.monotonic() - started_s:.0f} s)")
+    return 0
+
+
+def simulate_donors(out: Path, n_cells: int, blocks: BlockMap) -> dict[str, Path]:
+    """Each donor's simulated run below `out/raw`; those that are there are kept."""
+    folders = {
+        donor: out / "raw" / f"{donor}-{n_cells}-cells-seed-{seed}" for donor, seed, _ in DONORS
+    }
+    missing = [
+        (folders[donor], SimulationParams(n_cells=n_cells, seed=seed))
+        for donor, seed, _ in DONORS
+        if not folders[donor].exists()
+    ]
+    for folder in blocks(_simulate_one, missing):
+        log.info("simulated %s", folder)
+    return folders
+
+
+def _simulate_one(job: tuple[Path, SimulationParams]) -> Path:
+    simulate(*job)
+    return job[0]
+
+
+def _write_configs(out: Path, folders: dict[str, Path], runtime: Runtime) -> Path:
+    assign = ", ".join(f'{donor} = "{split}"' for donor, _, split in DONORS)
+    runs = "".join(_RUN.format(donor=donor, folder=f.name) for donor, f in folders.items())
+    write_atomically(out / "curate.toml", _CURATE.format(assign=assign, runs=runs).encode())
+    write_atomically(out / "train.toml", _TRAIN.format(device=runtime.device).encode())
+    return out / "curate.toml"
+
+
+def oracle_lines(run: pipeline.CuratedRun, truth: Path, batches: Path) -> list[RetrievalLine]:
+    """Retrieval with each image replaced by its cell's true type and state.
+
+    Scored by the simulator's own likelihood of the observed counts, on the batches that the
+    trainer scored: the best that any image model could do on these counts.
+    """
+    folder = run.built["cells"].folder
+    panel = read_record(folder / PANEL_FILE, Panel)
+    cells = read_cells(folder)
+    row_of_key = {sample_key(run.config.id, c): i for i, c in enumerate(cells["cell_id"])}
+    table = pq.read_table(batches)
+    rows = np.array([row_of_key[key] for key in table["key"].to_pylist()])
+    score_cell_by_image = pointwise_mutual_information(
+        truth,
+        read_counts(folder, len(panel.genes))[rows],
+        [gene.symbol for gene in panel.genes],
+        cells["cell_id"].to_numpy()[rows].tolist(),
+    )
+    batch = table["batch"].to_numpy()
+    scopes: dict[Scope, list[npt.NDArray[np.bool_]]] = {
+        "batch": [batch == b for b in np.unique(batch)],
+        "all": [np.ones(len(batch), dtype=bool)],
+    }
+    directions: dict[Direction, npt.NDArray[np.float64]] = {
+        "image_to_genes": score_cell_by_image.T,
+        "genes_to_image": score_cell_by_image,
+    }
+    lines = []
+    for scope, masks in scopes.items():
+        for direction, score in directions.items():
+            rank = np.concatenate([own_ranks(score[np.ix_(m, m)]) for m in masks])
+            lines.append(
+                RetrievalLine(
+                    method="oracle",
+                    scope=scope,
+                    direction=direction,
+                    n_queries=len(rank),
+                    n_candidates=int(masks[0].sum()),
+                    r_at_1=float((rank <= 1).mean()),
+                    r_at_5=float((rank <= 5).mean()),
+                    r_at_10=float((rank <= 10).mean()),
+                    median_rank=float(np.median(rank)),
+                )
+            )
+    return lines
+
+
+def own_ranks(score: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Rank of candidate i for query i; candidates that score the same share their mean rank."""
+    ranks: npt.NDArray[np.float64] = np.diagonal(rankdata(-score, method="average", axis=1))
+    return ranks
+
+
+def _print_figures(lines: list[RetrievalLine]) -> None:
+    r5 = {(x.method, x.direction): x.r_at_5 for x in lines if x.scope == "batch"}
+    methods = ("model", "oracle", "ridge", "shuffled_pairs", "chance")
+    print(f"{'R@5 on D3, in batches of 64':<30}{'image to genes':>16}{'genes to image':>16}")
+    for method in methods:
+        image, genes = r5[method, "image_to_genes"], r5[method, "genes_to_image"]
+        print(f"{method.replace('_', ' '):<30}{image:>16.3f}{genes:>16.3f}")
+    shares = [r5["model", d] / r5["oracle", d] for d in ("image_to_genes", "genes_to_image")]
+    leads = [r5["model", d] / r5["ridge", d] for d in ("image_to_genes", "genes_to_image")]
+    ridge = [r5["ridge", d] / r5["oracle", d] for d in ("image_to_genes", "genes_to_image")]
+    print(
+        f"model / oracle {shares[0]:.2f} and {shares[1]:.2f} (wanted: 0.50), "
+        f"model / ridge {leads[0]:.2f} and {leads[1]:.2f} (wanted: 1.30), "
+        f"ridge / oracle {ridge[0]:.2f} and {ridge[1]:.2f} (below 0.60)"
+    )
