@@ -1,0 +1,58 @@
+"""The config as it is shown: every value, files by their names alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flows.config import CurateConfig, RunConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    key: str
+    value: str
+
+
+_SECTIONS = ("patch", "cells", "segmentation", "registration", "filters", "split")
+
+
+def dataset_settings(config: CurateConfig) -> dict[str, list[Setting]]:
+    """The sections of a config that hold for all runs."""
+    return {section: _settings(getattr(config, section).model_dump()) for section in _SECTIONS}
+
+
+def run_settings(config: CurateConfig, run: RunConfig) -> dict[str, list[Setting]]:
+    """The config of one run: its own entry, then the sections that hold for all runs."""
+    return {"run": _settings(run.model_dump()), **dataset_settings(config)}
+
+
+def without_folders(text: str, config: CurateConfig) -> str:
+    """A message without the folders in which this machine keeps input and output."""
+    given = [p for run in config.runs for p in (run.xenium, run.slide, run.alignment) if p]
+    known = {p.parent for p in (*given, config.out, Path(config.segmentation.model))}
+    for folder in sorted(known, key=lambda p: -len(p.parts)):
+        if folder.is_absolute() and folder != folder.parent:
+            text = text.replace(f"{folder}/", "")
+    return text
+
+
+def _settings(values: dict[str, Any]) -> list[Setting]:
+    return [Setting(key, _shown(value)) for key, value in values.items()]
+
+
+def _shown(value: Any) -> str:
+    match value:
+        case None:
+            return "not given"
+        case Path():
+            return value.name
+        case dict():
+            return ", ".join(f"{k} = {_shown(v)}" for k, v in value.items()) or "none"
+        case list() | tuple():
+            return ", ".join(_shown(v) for v in value) or "none"
+        case bool():
+            return str(value).lower()
+        case _:
+            return str(value)

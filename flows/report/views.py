@@ -1,0 +1,251 @@
+"""Cells on the image that the patches are cut from, at three zooms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import shapely
+
+from flows.report.embed import Rgb, jpeg_uri
+from pairing.geometry import Affine, Points
+from pairing.slide import Slide
+
+OVERVIEW_PX, ZOOM_PX, CORNER_PX = 900, 840, 420
+# A close view spans this many fields of view of a patch, a middle one four times as much.
+_CLOSE_FOVS, _MID_CLOSES = 1.75, 4
+# More points than this on an overview would only paint it over.
+_MAX_POINTS = 20_000
+_SUBPIXEL_BITS = 4
+
+Colour = tuple[int, int, int]
+Polygons = npt.NDArray[np.object_]
+
+# Told apart on pink and purple, on grey, and by most colour-blind readers.
+INSTRUMENT: Colour = (0, 214, 255)
+HE_NUCLEUS: Colour = (255, 222, 0)
+HE_UNMATCHED: Colour = (255, 120, 0)
+PATCH: Colour = (255, 255, 255)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One picture: its data URI, what it shows, and a scale bar as a share of its width."""
+
+    title: str
+    caption: str
+    src: str
+    width_px: int
+    height_px: int
+    bar_um: float
+    bar_percent: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What is drawn on an open slide; everything in its level-0 pixels.
+
+    `grey_scale` holds the intensities that become black and white; None for RGB. `cells_px` are
+    the centres of all cells, `shown_px` those whose pairs are in the shards, of which the places
+    of the close views are chosen. `he_matched` says of each H&E nucleus whether a cell has it.
+    """
+
+    slide: Slide
+    grey_scale: tuple[float, float] | None
+    fov_um: float
+    cells_px: Points
+    shown_px: Points
+    instrument_nuclei: Polygons
+    he_nuclei: Polygons
+    he_matched: npt.NDArray[np.bool_]
+
+
+def three_zooms(scene: Scene) -> tuple[list[View], list[View]]:
+    """Overview, middle and close view around one place; and close views of four other places."""
+    centre_px, others_px = chosen_places(scene.shown_px, _mid_um(scene) / scene.slide.mpp)
+    close = _close(scene, centre_px, ZOOM_PX, "Close", with_patch=True)
+    main = [_overview(scene, centre_px), _middle(scene, centre_px), close]
+    corners = [
+        _close(scene, place_px, CORNER_PX, name, with_patch=False)
+        for name, place_px in others_px.items()
+    ]
+    return main, corners
+
+
+def chosen_places(cells_px: Points, side_px: float) -> tuple[Points, dict[str, Points]]:
+    """The cell in the middle of the fullest square of `side_px`, and one cell of each quarter.
+
+    Each is the cell nearest the median of those of its square or quarter; quarters are parted at
+    the median of all cells, and those without a cell are left out. `cells_px` is (n, 2), n > 0.
+    """
+    squares = np.floor(cells_px / side_px).astype(np.int64)
+    _, of_cell, n_cells = np.unique(squares, axis=0, return_inverse=True, return_counts=True)
+    fullest = cells_px[of_cell.ravel() == n_cells.argmax()]
+    right, below = (cells_px >= np.median(cells_px, axis=0)).T
+    quarters = {
+        "Upper left": ~right & ~below,
+        "Upper right": right & ~below,
+        "Lower left": ~right & below,
+        "Lower right": right & below,
+    }
+    return _most_central(fullest), {
+        name: _most_central(cells_px[inside]) for name, inside in quarters.items() if inside.any()
+    }
+
+
+def _most_central(points: Points) -> Points:
+    distance = np.linalg.norm(points - np.median(points, axis=0), axis=1)
+    central: Points = points[distance.argmin()]
+    return central
+
+
+def _close_um(scene: Scene) -> float:
+    return _CLOSE_FOVS * scene.fov_um
+
+
+def _mid_um(scene: Scene) -> float:
+    return _MID_CLOSES * _close_um(scene)
+
+
+def _overview(scene: Scene, centre_px: Points) -> View:
+    slide = scene.slide
+    width_px, height_px = slide.size_px
+    # A small slide is shown at its own pixels, not magnified.
+    mpp = slide.mpp * max(1.0, max(width_px, height_px) / OVERVIEW_PX)
+    box = (
+        0,
+        0,
+        int(np.ceil(width_px * slide.mpp / mpp)),
+        int(np.ceil(height_px * slide.mpp / mpp)),
+    )
+    rgb, view_px_from_slide_px = _pixels(scene, box, mpp)
+    n = len(scene.cells_px)
+    sampled = np.arange(n) if n <= _MAX_POINTS else np.linspace(0, n - 1, _MAX_POINTS).astype(int)
+    _points(rgb, view_px_from_slide_px(scene.cells_px[sampled]), INSTRUMENT)
+    side_px = _mid_um(scene) / slide.mpp
+    square = shapely.box(*(centre_px - side_px / 2), *(centre_px + side_px / 2))
+    _outlines(rgb, [square], view_px_from_slide_px, PATCH, cased=True)
+    told = f"{n:,} cells" if n <= _MAX_POINTS else f"{_MAX_POINTS:,} of {n:,} cells"
+    caption = (
+        f"The whole image with {told} as points. Good: points fill the tissue and end where it "
+        "ends; a fold or a hole in the tissue is one in the points. The square is the next view."
+    )
+    return _view("Whole", caption, rgb, mpp)
+
+
+def _middle(scene: Scene, centre_px: Points) -> View:
+    rgb, mpp, view_px_from_slide_px, window = _window(scene, centre_px, _mid_um(scene), ZOOM_PX)
+    _outlines(rgb, _inside(scene.instrument_nuclei, window), view_px_from_slide_px, INSTRUMENT)
+    side_px = _close_um(scene) / scene.slide.mpp
+    square = shapely.box(*(centre_px - side_px / 2), *(centre_px + side_px / 2))
+    _outlines(rgb, [square], view_px_from_slide_px, PATCH, cased=True)
+    caption = (
+        f"The instrument's nuclei, carried over. Good: outlines sit on {_nuclei_look(scene)} "
+        "everywhere, not beside them by one steady step. The square is the next view."
+    )
+    return _view("Middle", caption, rgb, mpp)
+
+
+def _close(scene: Scene, centre_px: Points, width_px: int, title: str, *, with_patch: bool) -> View:
+    rgb, mpp, view_px_from_slide_px, window = _window(scene, centre_px, _close_um(scene), width_px)
+    matched = scene.he_nuclei[scene.he_matched]
+    unmatched = scene.he_nuclei[~scene.he_matched]
+    _outlines(rgb, _inside(unmatched, window), view_px_from_slide_px, HE_UNMATCHED)
+    _outlines(rgb, _inside(matched, window), view_px_from_slide_px, HE_NUCLEUS)
+    _outlines(rgb, _inside(scene.instrument_nuclei, window), view_px_from_slide_px, INSTRUMENT)
+    if with_patch:
+        side_px = scene.fov_um / scene.slide.mpp
+        square = shapely.box(*(centre_px - side_px / 2), *(centre_px + side_px / 2))
+        _outlines(rgb, [square], view_px_from_slide_px, PATCH, cased=True)
+    caption = f"{_close_um(scene):.0f} µm around one cell."
+    if with_patch:
+        both = (
+            "Good: the two outlines of a nucleus lie on each other, to a micron or two. "
+            if len(scene.he_nuclei)
+            else f"Good: outlines sit on {_nuclei_look(scene)}. "
+        )
+        caption = f"{both}The square is the patch of the cell in the middle."
+    return _view(title, caption, rgb, mpp)
+
+
+def _nuclei_look(scene: Scene) -> str:
+    return "dark nuclei" if scene.slide.is_rgb else "bright nuclei"
+
+
+def _window(
+    scene: Scene, centre_px: Points, width_um: float, width_px: int
+) -> tuple[Rgb, float, Affine, shapely.Polygon]:
+    """A square around a place: pixels, their mpp, the way to them, its outline on the slide."""
+    mpp = width_um / width_px
+    x0, y0 = np.round(centre_px * scene.slide.mpp / mpp - width_px / 2).astype(int).tolist()
+    box = (x0, y0, x0 + width_px, y0 + width_px)
+    rgb, view_px_from_slide_px = _pixels(scene, box, mpp)
+    slide_px = mpp / scene.slide.mpp
+    return rgb, mpp, view_px_from_slide_px, shapely.box(*(np.array(box) * slide_px))
+
+
+def _pixels(scene: Scene, box: tuple[int, int, int, int], mpp: float) -> tuple[Rgb, Affine]:
+    pixels = scene.slide.read_at(box, mpp)
+    if scene.grey_scale is not None:
+        low, high = scene.grey_scale
+        scaled = (pixels[..., :1].astype(np.float32) - low) / (high - low) * 255
+        pixels = np.repeat(scaled.round().clip(0, 255).astype(np.uint8), 3, axis=2)
+    scale = scene.slide.mpp / mpp
+    moved = Affine.similarity(scale, 0.0, (-box[0], -box[1]))
+    return np.array(pixels, dtype=np.uint8, order="C"), moved
+
+
+def _inside(polygons: Polygons, window: shapely.Polygon) -> Polygons:
+    found: Polygons = polygons[np.sort(shapely.STRtree(polygons).query(window))]
+    return found
+
+
+def _outlines(
+    rgb: Rgb,
+    polygons: Sequence[shapely.Polygon] | Polygons,
+    view_px_from_slide_px: Affine,
+    colour: Colour,
+    *,
+    cased: bool = False,
+) -> None:
+    rings = [
+        _fixed_point(view_px_from_slide_px(shapely.get_coordinates(shapely.get_exterior_ring(p))))
+        for p in shapely.get_parts(np.asarray(polygons, dtype=object))
+    ]
+    if cased:
+        cv2.polylines(rgb, rings, True, (30, 30, 30), 4, cv2.LINE_AA, _SUBPIXEL_BITS)
+    cv2.polylines(rgb, rings, True, colour, 2 if cased else 1, cv2.LINE_AA, _SUBPIXEL_BITS)
+
+
+def _points(rgb: Rgb, at_px: Points, colour: Colour) -> None:
+    # Dots of about a third of the distance between cells, so that dense tissue stays visible.
+    radius_px = float(np.clip(0.3 * np.sqrt(rgb.shape[0] * rgb.shape[1] / len(at_px)), 0.8, 3.0))
+    painted = rgb.copy()
+    for x, y in _fixed_point(at_px).tolist():
+        radius = round(radius_px * 2**_SUBPIXEL_BITS)
+        cv2.circle(painted, (x, y), radius, colour, -1, cv2.LINE_AA, _SUBPIXEL_BITS)
+    rgb[:] = cv2.addWeighted(painted, 0.75, rgb, 0.25, 0)
+
+
+def _fixed_point(points_px: Points) -> npt.NDArray[np.int32]:
+    # OpenCV's integer coordinates are pixel centres; ours are their upper left corners.
+    fixed: npt.NDArray[np.int32] = np.round((points_px - 0.5) * 2**_SUBPIXEL_BITS).astype(np.int32)
+    return fixed
+
+
+def _view(title: str, caption: str, rgb: Rgb, mpp: float) -> View:
+    width_um = rgb.shape[1] * mpp
+    power = 10.0 ** np.floor(np.log10(width_um / 4))
+    bar_um = float(max(step * power for step in (1, 2, 5) if step * power <= width_um / 4))
+    return View(
+        title=title,
+        caption=caption,
+        src=jpeg_uri(rgb),
+        width_px=rgb.shape[1],
+        height_px=rgb.shape[0],
+        bar_um=bar_um,
+        bar_percent=100 * bar_um / width_um,
+    )

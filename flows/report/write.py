@@ -1,0 +1,87 @@
+"""Pages to files: templates, number formats, one self-contained HTML file a page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from flows.config import CurateConfig
+from flows.pipeline import Curated
+from flows.report.dataset_page import dataset_page
+from flows.report.evaluation import RetrievalLine, read_evaluation
+from flows.report.run_page import run_page
+from shards.artifact import write_atomically
+
+REPORT_FOLDER = "report"
+INDEX_FILE = "index.html"
+EVALUATION_FILE = "evaluation.html"
+
+
+def write_report(
+    config: CurateConfig,
+    curated: Curated,
+    *,
+    evaluation_json: Path | None = None,
+    metrics_csv: Path | None = None,
+    extra_lines: Sequence[RetrievalLine] = (),
+) -> Path:
+    """Write `report/<run>.html` for every curated run and `report/index.html`; returns the latter.
+
+    Runs that failed are told on the index. With `evaluation_json` of the trainer the index holds
+    the retrieval table too, and with `metrics_csv` of the training run its curves. The same input
+    gives the same bytes.
+    """
+    folder = config.out / REPORT_FOLDER
+    split_of_donor = curated.dataset.donors if curated.dataset else {}
+    runs = [run_page(config, r, split_of_donor.get(r.config.donor)) for r in curated.runs]
+    for run in runs:
+        _write(folder / f"{run.run}.html", "run.html", page=run)
+    evaluation = None
+    if evaluation_json is not None:
+        evaluation = read_evaluation(evaluation_json, metrics_csv, extra_lines)
+    index = folder / INDEX_FILE
+    _write(index, "index.html", page=dataset_page(config, curated, runs), evaluation=evaluation)
+    return index
+
+
+def write_evaluation_page(
+    out: Path,
+    evaluation_json: Path,
+    metrics_csv: Path | None,
+    extra_lines: Sequence[RetrievalLine] = (),
+) -> Path:
+    """Write `out/evaluation.html`: retrieval table and, with `metrics_csv`, training curves.
+
+    `extra_lines` are figures that the trainer can't have, such as a simulator's oracle. Raises
+    BadInput where a file is not what the trainer writes.
+    """
+    page = out / EVALUATION_FILE
+    evaluation = read_evaluation(evaluation_json, metrics_csv, extra_lines)
+    _write(page, "evaluation.html", evaluation=evaluation)
+    return page
+
+
+def _write(path: Path, template: str, **values: Any) -> None:
+    html = _environment().get_template(template).render(**values)
+    write_atomically(path, html.encode())
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("flows.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        n=lambda value: "–" if value is None else f"{value:,}",
+        percent=lambda value, digits=1: f"{value:.{digits}%}",
+        fixed=lambda value, digits=2: "–" if value is None else f"{value:,.{digits}f}",
+        words=lambda name: name.replace("_", " "),
+        megabytes=lambda n_bytes: f"{n_bytes / 1e6:,.1f} MB",
+    )
+    return environment
