@@ -28,7 +28,10 @@ _LATER = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (0 done, 1 faults, 2 bad input, 3 stopped)."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and not args.later:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("cellpair").setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, _stop)
@@ -62,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> Any:
         sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(command=run)
+        sub.set_defaults(command=run, later=False)
         return sub
 
     p = add("demo", _demo, "simulate three donors, curate, train, evaluate")
@@ -113,8 +116,8 @@ def _parser() -> argparse.ArgumentParser:
 
     for name, instead in _LATER.items():
         p = commands.add_parser(name, help="not there yet", description="Not there yet.")
-        p.add_argument("rest", nargs=argparse.REMAINDER)
-        p.set_defaults(command=_later(name, instead))
+        # Whatever options follow, the answer is that the command is not there yet.
+        p.set_defaults(command=_later(name, instead), later=True)
     return parser
 
 

@@ -24,8 +24,6 @@ def curate_locally(
     """Curate a config file; prints where the dataset and the report are; returns the exit code."""
     config = read_curate_config(config_path)
     curated = run_pipeline(config, runtime, only=only, partial_dataset=partial_dataset)
-    for run, error in curated.failures.items():
-        log.error("%s failed: %s", run, error)
     return exit_code(curated)
 
 

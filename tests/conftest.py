@@ -1,4 +1,4 @@
-"""Fixtures for every test: where the real data lies."""
+"""Fixtures for every test: where the real data lies, and one simulated run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
+
+from pairing.simulate import SimulationParams, simulate
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +18,12 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data not found at {folder}: set CELLPAIR_SHARED_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A simulated run of 300 cells, in a folder whose path holds spaces and more than ASCII."""
+    out = tmp_path_factory.mktemp("simulated") / "Gewebe, März é 1" / "run 1"
+    out.parent.mkdir()
+    simulate(out, SimulationParams(n_cells=300, seed=7))
+    return out

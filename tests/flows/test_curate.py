@@ -1,0 +1,368 @@
+"""`cellpair curate` on a simulated run: the pairs, what is reused, what is told of failures."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+import webdataset
+from scipy.spatial import cKDTree
+
+from flows.cli import main
+from pairing.geometry import Affine
+from pairing.xenium import open_xenium
+from shards.check import validate
+from shards.dataset import read_dataset
+from shards.stream import read_stream
+
+CONFIG = """
+name = "test"
+out = "{out}"
+[cells]
+neighbors_k = 5
+[segmentation]
+model = "{model}"
+[filters]
+min_counts = {min_counts}
+[split]
+assign = {{ D1 = "{split}" }}
+[[runs]]
+id = "r1"
+xenium = "{run}/outs"
+slide = "{slide}"
+alignment = "{alignment}"
+donor = "D1"
+tissue = "simulated"
+{more}
+"""
+
+
+def write_config(folder: Path, run: Path, **changes: Any) -> Path:
+    values = {
+        "out": "out dir",
+        "model": "none",
+        "min_counts": 10,
+        "split": "train",
+        "run": run,
+        "slide": run / "he.ome.tif",
+        "alignment": run / "he_imagealignment.csv",
+        "more": "",
+        **changes,
+    }
+    path = folder / "curate.toml"
+    path.write_text(CONFIG.format(**values), encoding="utf-8")
+    return path
+
+
+def curate(folder: Path, run: Path, *options: str, **changes: Any) -> int:
+    return main(["curate", str(write_config(folder, run, **changes)), "--workers", "1", *options])
+
+
+def artifacts(out: Path) -> dict[str, tuple[int, int]]:
+    """Every file of every artifact and shard set with its inode and time of change."""
+    return {
+        str(p.relative_to(out)): (p.stat().st_ino, p.stat().st_mtime_ns)
+        for p in (out / "runs").rglob("*")
+        if p.is_file() and not p.name.startswith(".")
+    }
+
+
+def samples(out: Path, split: str = "train") -> list[dict[str, Any]]:
+    dataset, root = read_dataset(out)
+    urls = [str(root / f"{name}.tar") for name in dataset.shards[split]]
+    return list(webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8"))
+
+
+@pytest.fixture(scope="module")
+def curated(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a config and what the compact network and all stages made of it."""
+    folder = tmp_path_factory.mktemp("curated") / "über é"
+    folder.mkdir()
+    assert curate(folder, simulated, model="compact") == 0
+    return folder
+
+
+def test_pairs_are_the_cells_of_the_run(curated: Path, simulated: Path) -> None:
+    out = curated / "out dir"
+    assert validate(out) == []
+    with open_xenium(simulated / "outs") as run:
+        cells, matrix = run.read_cells(), run.read_matrix()
+    assert matrix is not None
+    row_of = {f"r1__{cell}": i for i, cell in enumerate(cells["cell_id"])}
+    pairs = samples(out)
+    dataset, _ = read_dataset(out)
+    enough = int((np.asarray(matrix.sum(axis=1)).ravel() >= 10).sum())
+    assert dataset.totals.kept == len(pairs) == enough
+    assert dataset.totals.seen == 300
+    for pair in pairs:
+        row = matrix[row_of[pair["__key__"]]]
+        np.testing.assert_array_equal(pair["counts.npy"][0], row.indices)
+        np.testing.assert_array_equal(pair["counts.npy"][1], row.data)
+        assert pair["jpg"].shape == (224, 224, 3)
+    # Neighbours on the slide are not neighbours in the shard: the order is that of a hash.
+    keys = [pair["__key__"] for pair in pairs]
+    assert keys != sorted(keys)
+
+
+def test_neighbors_and_nuclei_of_the_index_are_those_of_the_truth(
+    curated: Path, simulated: Path
+) -> None:
+    table = read_stream([curated / "out dir"], "train").table(
+        ["cell_id", "x_um", "y_um", "neighbors", "nucleus", "registration_error_um"]
+    )
+    rows = table.to_pandas()
+    truth = pd.read_parquet(simulated / "truth" / "cells.parquet").set_index("cell_id")
+    transform = json.loads((simulated / "truth" / "transform.json").read_text())
+    he_px_from_xenium_um = Affine.of(transform["xenium_um_from_he_px"]).inverse
+    turn = he_px_from_xenium_um.array[:2, :2] * 0.2738
+    with open_xenium(simulated / "outs") as run:
+        cells = run.read_cells().set_index("cell_id")
+    at_um = rows.set_index("cell_id")[["x_um", "y_um"]]
+    for row in rows.itertuples():
+        assert len(row.neighbors) <= 5
+        away = [float(np.hypot(n["dx_um"], n["dy_um"])) for n in row.neighbors]
+        assert away == sorted(away)
+        assert max(away, default=0) <= 50
+        for n in row.neighbors:
+            assert n["cell_id"] in cells.index
+            if n["cell_id"] in at_um.index:
+                offset_um = at_um.loc[n["cell_id"]] - at_um.loc[row.cell_id]
+                np.testing.assert_allclose(
+                    (n["dx_um"], n["dy_um"]), turn @ offset_um.to_numpy(), atol=1e-6
+                )
+    assert rows["registration_error_um"].isna().all()
+    # The H&E nucleus is attached to most cells, lies where the cell's own nucleus does and has
+    # about its size.
+    matched = rows[rows["nucleus"].notna()]
+    assert len(matched) > 0.8 * len(rows)
+    iou = np.array([n["iou"] for n in matched["nucleus"]])
+    distance_um = np.array([n["distance_um"] for n in matched["nucleus"]])
+    area_um2 = np.array([n["area_um2"] for n in matched["nucleus"]])
+    true_um2 = truth.loc[matched["cell_id"], "nucleus_area_um2"].to_numpy()
+    assert np.median(iou) > 0.6
+    assert np.median(distance_um) < 0.8
+    assert 0.75 < np.nanmedian(area_um2 / true_um2) < 1.35
+
+
+def test_a_second_run_redoes_nothing(
+    curated: Path, simulated: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = curated / "out dir"
+    before, pointer = artifacts(out), (out / "dataset.json").read_bytes()
+    with caplog.at_level("INFO", logger="cellpair"):
+        assert curate(curated, simulated, model="compact") == 0
+    assert artifacts(out) == before
+    assert (out / "dataset.json").read_bytes() == pointer
+    told = [r.getMessage() for r in caplog.records if r.getMessage().startswith("r1 ")]
+    assert len(told) == 5
+    assert all(" reused " in line for line in told)
+
+
+def test_a_changed_filter_cuts_nothing_again(curated: Path, simulated: Path) -> None:
+    out = curated / "out dir"
+    before = artifacts(out)
+    assert curate(curated, simulated, model="compact", min_counts=60) == 0
+    new = set(artifacts(out)) - set(before)
+    assert {name.split("/")[2] for name in new} == {"shards"}
+    assert {k: v for k, v in artifacts(out).items() if k in before} == before
+    dataset, _ = read_dataset(out)
+    assert dataset.totals.dropped["low_counts"] > 0
+    assert validate(out) == []
+
+
+def test_a_changed_split_rewrites_no_shard(curated: Path, simulated: Path) -> None:
+    out = curated / "out dir"
+    assert curate(curated, simulated, model="compact") == 0
+    before = artifacts(out)
+    assert curate(curated, simulated, model="compact", split="test") == 0
+    assert artifacts(out) == before
+    dataset, _ = read_dataset(out)
+    assert dataset.donors == {"D1": "test"}
+    assert validate(out) == []
+
+
+def test_two_folders_get_the_same_bytes(simulated: Path, tmp_path: Path) -> None:
+    for side in ("a", "b"):
+        (tmp_path / side).mkdir()
+        assert curate(tmp_path / side, simulated) == 0
+    a, b = (tmp_path / side / "out dir" for side in ("a", "b"))
+    assert artifacts(a).keys() == artifacts(b).keys()
+    for name in artifacts(a):
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+
+
+@pytest.fixture(scope="module")
+def dotted(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame]:
+    """A slide that shows a dark dot at every true nucleus centre, and the cells that own one."""
+    transform = json.loads((simulated / "truth" / "transform.json").read_text())
+    with open_xenium(simulated / "outs") as run:
+        nuclei, cells = run.read_nuclei(), run.read_cells()
+    owned = nuclei[nuclei["cell_index"] >= 0].drop_duplicates("cell_index", keep=False)
+    owned = owned.assign(cell_id=cells["cell_id"].to_numpy()[owned["cell_index"]])
+    with tifffile.TiffFile(simulated / "he.ome.tif") as tif:
+        height, width = tif.series[0].shape[:2]
+    mpp = 0.2738
+    dark = np.zeros((height, width))
+    sigma_px = 0.6 / mpp
+    he_px_from_xenium_um = Affine.of(transform["xenium_um_from_he_px"]).inverse
+    for x, y in he_px_from_xenium_um(owned[["x_um", "y_um"]].to_numpy()):
+        x0, y0 = int(x) - 12, int(y) - 12
+        ys, xs = np.mgrid[y0 : y0 + 25, x0 : x0 + 25] + 0.5
+        dot = np.exp(-((xs - x) ** 2 + (ys - y) ** 2) / (2 * sigma_px**2))
+        dark[y0 : y0 + 25, x0 : x0 + 25] += dot
+    rgb = (250 - 220 * dark.clip(0, 1)).astype(np.uint8)[..., None].repeat(3, axis=2)
+    path = tmp_path_factory.mktemp("dotted") / "dots.ome.tif"
+    metadata = {
+        "axes": "YXS",
+        "PhysicalSizeX": mpp,
+        "PhysicalSizeXUnit": "µm",
+        "PhysicalSizeY": mpp,
+        "PhysicalSizeYUnit": "µm",
+    }
+    tifffile.imwrite(
+        path, rgb, tile=(256, 256), photometric="rgb", compression="zlib", metadata=metadata
+    )
+    return path, owned
+
+
+@pytest.mark.parametrize("alignment", ["he_imagealignment.csv", "he_keypoints.csv"])
+def test_patches_are_centred_on_the_instruments_nucleus(
+    simulated: Path, dotted: tuple[Path, pd.DataFrame], tmp_path: Path, alignment: str
+) -> None:
+    slide, owned = dotted
+    assert (
+        curate(tmp_path, simulated, slide=slide, alignment=simulated / alignment, min_counts=0) == 0
+    )
+    alone = cKDTree(owned[["x_um", "y_um"]].to_numpy()).query(
+        owned[["x_um", "y_um"]].to_numpy(), k=2
+    )[0][:, 1]
+    wanted = {f"r1__{cell}" for cell in owned["cell_id"][alone > 5.0]}
+    off = []
+    for sample in samples(tmp_path / "out dir"):
+        if sample["__key__"] in wanted:
+            dark = 250.0 - sample["jpg"][102:122, 102:122, 0]  # 5 µm around the centre
+            dark[dark < 25] = 0
+            ys, xs = np.mgrid[102:122, 102:122] + 0.5
+            off.append(
+                np.hypot((dark * xs).sum() / dark.sum() - 112, (dark * ys).sum() / dark.sum() - 112)
+            )
+    assert len(off) >= 200
+    assert max(off) < 0.5
+
+
+def change_matrix(
+    simulated: Path, folder: Path, change: Callable[[np.ndarray], np.ndarray]
+) -> Path:
+    matrix = np.loadtxt(simulated / "he_imagealignment.csv", delimiter=",")
+    path = folder / "changed.csv"
+    np.savetxt(path, change(matrix), delimiter=",", fmt="%.12g")
+    return path
+
+
+def mirrored(matrix: np.ndarray) -> np.ndarray:
+    width = 2200.0
+    return matrix @ np.array([[-1.0, 0, width], [0, 1, 0], [0, 0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (np.linalg.inv, "the slide says"),
+        (mirrored, "variant with r"),
+        (lambda m: m @ np.diag([1.06, 1.06, 1.0]), "set mpp = 0.2583"),
+    ],
+    ids=["inverse", "mirrored", "wrong scale"],
+)
+def test_a_wrong_alignment_fails_and_says_why(
+    simulated: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    change: Callable[[np.ndarray], np.ndarray],
+    words: str,
+) -> None:
+    alignment = change_matrix(simulated, tmp_path, change)
+    assert curate(tmp_path, simulated, alignment=alignment) == 2
+    assert words in caplog.text
+    assert not (tmp_path / "out dir" / "dataset.json").exists()
+
+
+def test_a_slightly_wrong_scale_is_doubtful_and_told(
+    simulated: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    alignment = change_matrix(simulated, tmp_path, lambda m: m @ np.diag([1.03, 1.03, 1.0]))
+    assert curate(tmp_path, simulated, alignment=alignment) == 0
+    assert "r1 registration doubtful" in caplog.text
+
+
+def test_few_cells_are_taken_as_given_and_told(
+    simulated: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("pairing.registration.gates.MIN_CELLS", 1000)
+    assert curate(tmp_path, simulated) == 0
+    assert "not_assessable" in caplog.text
+
+
+def test_one_failed_run_leaves_the_others_and_the_dataset_where_they_were(
+    simulated: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert curate(tmp_path, simulated) == 0
+    out = tmp_path / "out dir"
+    pointer = (out / "dataset.json").read_bytes()
+    broken = tmp_path / "broken"
+    shutil.copytree(simulated / "outs", broken)
+    (broken / "cells.parquet").write_bytes(b"PAR1 cut")
+    second = f"""
+[[runs]]
+id = "r2"
+xenium = "{broken}"
+image = "morphology"
+donor = "D2"
+species = "human"
+"""
+    assert curate(tmp_path, simulated, more=second) == 2
+    assert "cells.parquet" in caplog.text
+    assert (out / "dataset.json").read_bytes() == pointer
+    assert curate(tmp_path, simulated, "--partial", more=second) == 2
+    dataset, _ = read_dataset(out)
+    assert [run.run for run in dataset.runs] == ["r1"]
+    assert curate(tmp_path, simulated, "--only", "r1", more=second) == 0
+    assert curate(tmp_path, simulated, "--only", "r9", more=second) == 2
+
+
+def test_blocks_on_dask_give_the_same_bytes(simulated: Path, tmp_path: Path) -> None:
+    for side, workers in (("a", "1"), ("b", "2")):
+        (tmp_path / side).mkdir()
+        config = write_config(tmp_path / side, simulated)
+        assert main(["curate", str(config), "--workers", workers]) == 0
+    a, b = (tmp_path / side / "out dir" for side in ("a", "b"))
+    for name in artifacts(a):
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+
+
+def test_commands_that_are_not_there_yet_say_what_to_do(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["register", "--xenium", "x"]) == 2
+    assert "not there yet" in capsys.readouterr().err
+
+
+def test_info_tells_what_a_path_is(
+    curated: Path, simulated: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = curated / "out dir"
+    tar = next(out.glob("runs/*/shards/*/*.tar"))
+    kinds = {}
+    for path in (simulated / "outs", simulated / "he.ome.tif", tar, out, out / "dataset.json"):
+        assert main(["info", str(path), "--json"]) == 0
+        kinds[path.name] = json.loads(capsys.readouterr().out)["kind"]
+    assert list(kinds.values()) == ["xenium", "slide", "shard", "dataset", "dataset"]
+    assert main(["info", str(out / "nothing")]) == 2
+    assert os.fspath(out / "nothing") in capsys.readouterr().err
