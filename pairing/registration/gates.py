@@ -21,7 +21,7 @@ SHARE_DOUBTFUL, SHARE_FAIL = 0.9, 0.5
 # Lead of the given transform over the best wrong variant. On real pairs the right transform
 # led by 0.2-0.7; equal correlations (tissue to all borders) say nothing, hence doubtful.
 LEAD_DOUBTFUL, LEAD_FAIL = 0.05, -0.05
-# Below this number of cells on the slide a density map is noise.
+# Below this number of cells a density map is noise.
 MIN_CELLS = 200
 
 
@@ -44,11 +44,11 @@ def assess(
     implied_mpp = 1 / np.sqrt(he_px_from_xenium_um.area_scale)
     share = float(on_slide.mean()) if len(cells_um) else 0.0
     correlation: dict[str, float] = {}
-    if on_slide.sum() >= MIN_CELLS:
+    if len(cells_um) >= MIN_CELLS:
         tissue = _stain_map(slide)
         for name, points in _variants(cells_um, he_px_from_xenium_um, pixel_size_um, slide).items():
             correlation[name] = _density_correlation(tissue, points, slide)
-    verdict, reasons = _verdict(slide.mpp, implied_mpp, share, correlation, int(on_slide.sum()))
+    verdict, reasons = _verdict(slide.mpp, implied_mpp, share, correlation, len(cells_um))
     return Registration(
         method=method,
         he_px_from_xenium_um=he_px_from_xenium_um.matrix,
@@ -116,7 +116,7 @@ def _verdict(
     implied_mpp: float,
     share: float,
     correlation: dict[str, float],
-    n_on_slide: int,
+    n_cells: int,
 ) -> tuple[Verdict, tuple[str, ...]]:
     failed, doubtful = [], []
     off = implied_mpp / stated_mpp - 1
@@ -141,6 +141,6 @@ def _verdict(
     if failed:
         return "fail", tuple(failed + doubtful)
     if not correlation:
-        few = f"{n_on_slide} cells on the slide, fewer than {MIN_CELLS}: taken as given"
+        few = f"{n_cells} cells, fewer than {MIN_CELLS}: taken as given"
         return "not_assessable", (few, *doubtful)
     return ("doubtful" if doubtful else "pass"), tuple(doubtful)
