@@ -45,11 +45,18 @@ def views(image_BHWC: torch.Tensor, view_B23: torch.Tensor, size_px: int) -> tor
     `view_B23` maps the output to the patch, both in -1 … 1 from edge to edge. What lies beyond
     the patch is its mirror image.
     """
+    # Only the middle that any view reaches is turned into floats.
+    reach = (view_B23[:, :, :2].abs().sum(dim=2) + view_B23[:, :, 2].abs()).max().item()
+    width = image_BHWC.shape[1]
+    margin = max(0, math.floor(width * (1 - reach) / 2) - 2)
+    image_BHWC = image_BHWC[:, margin : width - margin, margin : width - margin]
+    view_B23 = view_B23 * (width / (width - 2 * margin))
     image_BCHW = image_BHWC.permute(0, 3, 1, 2).to(torch.float32) / 255
     # Bilinear sampling reads four neighbours: shrink by whole factors first, or it aliases.
-    zoom = torch.linalg.matrix_norm(view_B23[:, :, :2], ord=2).mean().item()
+    zoom = torch.linalg.det(view_B23[:, :, :2]).abs().sqrt().mean().item()
     if (factor := int(image_BCHW.shape[-1] * zoom / size_px)) > 1:
-        image_BCHW = functional.avg_pool2d(image_BCHW, factor)
+        # Adaptive, so that a width that the factor does not divide still spans edge to edge.
+        image_BCHW = functional.adaptive_avg_pool2d(image_BCHW, image_BCHW.shape[-1] // factor)
     grid = functional.affine_grid(
         view_B23.to(image_BCHW.device), [len(image_BCHW), 3, size_px, size_px], align_corners=False
     )

@@ -18,6 +18,7 @@ class ModelConfig(Record):
     """The two towers and the space in which they meet."""
 
     image: str  # name of a timm model
+    image_options: dict[str, Any]  # of that model, as timm.create_model takes them
     image_weights: Path | None  # a state dict for it (.pt, .pth, .safetensors); null: random
     image_px: int = Field(ge=16)  # edge of the network's input
     fov_um: float | None = Field(gt=0)  # central field that it sees; null: the whole patch
@@ -98,6 +99,7 @@ PRESETS: Final[dict[str, dict[str, dict[str, Any]]]] = {
     "small": {
         "model": {
             "image": "regnetx_002",
+            "image_options": {},
             "image_weights": None,
             "image_px": 96,
             "fov_um": None,

@@ -34,10 +34,10 @@ class ImageTower(nn.Module):
                 remedy="python -c 'import timm; print(timm.list_models())' lists them",
             )
         cfg = timm.get_pretrained_cfg(config.image)
-        fixed: dict[str, Any] = {}
+        options = dict(config.image_options)
         if cfg is not None and cfg.fixed_input_size:
-            fixed = {"img_size": config.image_px}
-        network: Any = timm.create_model(config.image, pretrained=False, num_classes=0, **fixed)
+            options = {"img_size": config.image_px} | options
+        network: Any = timm.create_model(config.image, pretrained=False, num_classes=0, **options)
         self.network = network
         self.n_features: int = network.head_hidden_size
         cfg = network.pretrained_cfg
