@@ -65,7 +65,11 @@ def read_polygons(path: Path) -> PolygonTable:
         vertices[np.repeat(drawable, count)],
         indices=np.repeat(np.arange(int(drawable.sum())), count[drawable]),
     )
-    polygon[drawable] = [_largest_valid(p) for p in shapely.polygons(rings)]
+    drawn = shapely.polygons(rings)
+    # Simplified outlines may cross themselves, and GEOS refuses to intersect those.
+    crossed = ~shapely.is_valid(drawn)
+    drawn[crossed] = [_largest_part(p) for p in drawn[crossed]]
+    polygon[drawable] = drawn
     labels = table["label_id"].to_numpy(np.int64)[first] if has_label else np.full(len(first), -1)
     return PolygonTable(
         label_id=labels,
@@ -75,18 +79,15 @@ def read_polygons(path: Path) -> PolygonTable:
     )
 
 
-def _largest_valid(polygon: shapely.Polygon) -> shapely.Polygon | None:
-    """The polygon, or where it crosses itself (simplified outlines do) its largest part."""
-    if polygon.is_valid:
-        return polygon
-    parts = shapely.get_parts(shapely.make_valid(polygon))
-    areas = [p for p in shapely.get_parts(parts) if isinstance(p, shapely.Polygon)]
-    return max(areas, key=lambda p: p.area, default=None)
+def _largest_part(crossed: shapely.Polygon) -> shapely.Polygon | None:
+    parts = shapely.get_parts(shapely.make_valid(crossed))
+    polygons = [p for p in shapely.get_parts(parts) if isinstance(p, shapely.Polygon)]
+    return max(polygons, key=lambda p: p.area, default=None)
 
 
 @dataclass(frozen=True, slots=True)
 class LabelMoments:
-    """Per label value (index 0 is the background): pixels, and their mean position in px."""
+    """Per label value: pixels, and their mean position in px (nothing for 0, the background)."""
 
     n_px: npt.NDArray[np.int64]
     centroid_px: npt.NDArray[np.float64]

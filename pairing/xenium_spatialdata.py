@@ -1,7 +1,6 @@
 """A Xenium run in a SpatialData store, as spatialdata-io writes it.
 
-The elements are read with zarr, anndata and pyarrow themselves: importing spatialdata takes
-seconds, it reads a store whole or not at all, and what is needed of it here is small.
+Read with zarr, anndata and pyarrow: importing spatialdata takes seconds for the little needed here.
 """
 
 from __future__ import annotations
@@ -110,15 +109,15 @@ class StoreRun:
 
     @cached_property
     def _cells(self) -> pd.DataFrame:
-        missing = {"cell_id", "cell_area", "nucleus_area", "nucleus_count"} - set(self._obs)
-        if missing:
-            self._raise(f"columns {', '.join(sorted(missing))} in tables/table/obs", "none")
-        position_um = np.asarray(read_elem(self._table["obsm/spatial"]), np.float64)
+        for column in ("cell_id", "cell_area", "nucleus_area", "nucleus_count"):
+            if column not in self._obs:
+                self._raise(f"the column {column} in tables/table/obs", "none")
+        x_um, y_um = np.asarray(read_elem(self._table["obsm/spatial"]), np.float64).T[:2]
         cells = pd.DataFrame(
             {
                 "cell_id": self._obs["cell_id"].to_numpy(object),
-                "x_um": position_um[:, 0],
-                "y_um": position_um[:, 1],
+                "x_um": x_um,
+                "y_um": y_um,
                 "cell_area_um2": self._obs["cell_area"].to_numpy(np.float64),
                 "nucleus_area_um2": self._obs["nucleus_area"].to_numpy(np.float64),
                 "n_nuclei": self._obs["nucleus_count"].to_numpy(),
@@ -282,13 +281,13 @@ class StoreRun:
         attrs = self._attrs(element)
         described = attrs["multiscales"][0] if "multiscales" in attrs else attrs
         transforms = described["coordinateTransformations"]
-        chosen = [t for t in transforms if t["output"]["name"] == "global"] or transforms
-        kind = chosen[0]["type"]
+        chosen = ([t for t in transforms if t["output"]["name"] == "global"] or transforms)[0]
+        kind = chosen["type"]
         if kind == "identity":
             return 1.0
         if kind == "scale":
-            axes = [axis["name"] for axis in chosen[0]["input"]["axes"]]
-            factor = dict(zip(axes, chosen[0]["scale"], strict=True))
+            axes = [axis["name"] for axis in chosen["input"]["axes"]]
+            factor = dict(zip(axes, chosen["scale"], strict=True))
             if factor["x"] == factor["y"]:
                 return float(factor["x"])
         self._raise(f"{element} placed by one scale", f"a transformation of type {kind}")

@@ -42,7 +42,7 @@ def row_of_cell(
 ) -> npt.NDArray[np.int64]:
     """Row of each wanted identifier, -1 where it is no cell's; BadInput on one that is unknown."""
     row: npt.NDArray[np.int64] = pd.Index(cell_ids).get_indexer(wanted).astype(np.int64)
-    unknown = [w for w in wanted[row < 0] if w is not None and w != UNASSIGNED]
+    unknown = [w for w in wanted[row < 0] if not pd.isna(w) and w != UNASSIGNED]
     if unknown:
         raise BadInput(
             path,

@@ -18,6 +18,7 @@ from shards.errors import BadInput
 from shards.schema import Gene
 
 UNASSIGNED = "UNASSIGNED"
+_TEXTS = ("cell_id", "feature_name", "codeword_category")
 
 CATEGORY_NAMES = (
     "gene",
@@ -136,11 +137,11 @@ class TranscriptTable:
         }
 
     def _batches(self, columns: list[str], rows: int) -> Iterator[tuple[Path, pa.RecordBatch]]:
-        encoded = ["cell_id", "feature_name", "codeword_category"]
         for path in self.paths:
+            present = set(pq.read_schema(path).names)
+            wanted = [c for c in columns if c in present]
+            encoded = [c for c in _TEXTS if c in present]
             with pq.ParquetFile(path, read_dictionary=encoded) as file:
-                present = set(file.schema_arrow.names)
-                wanted = [c for c in columns if c in present]
                 for batch in file.iter_batches(batch_size=rows, columns=wanted):
                     yield path, batch
 
