@@ -25,7 +25,7 @@ from pairing.simulate.truth import write_truth
 from shards.errors import BadInput, not_there_yet
 
 N_KEYPOINTS = 16
-MAX_CELLS = 20_000  # images are painted whole
+MAX_CELLS = 10_000  # pictures are painted whole: about 0.7 GB for every thousand cells
 _HE_MARGIN_UM = (45.0, 85.0, 60.0, 40.0)  # glass beyond the cells: left, right, top, bottom
 
 

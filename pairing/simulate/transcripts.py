@@ -20,6 +20,7 @@ from pairing.simulate.tissue import Tissue
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 
 GOOD_SHARE = 0.82  # of gene transcripts with qv ≥ 20
 QV_MIN = 20.0
@@ -69,9 +70,10 @@ def draw_transcripts(
     own_cell, own_gene = _draw_own(tissue, model, rng)
     n_own = len(own_cell)
     pixels = _pixels_in_cells(own_cell, labels, rng)
-    stray = _pixels_outside(tissue, labels, pixel_um, round(STRAY_SHARE * n_own), rng)
+    on_tissue = _on_tissue(tissue, labels.cell.shape, pixel_um)
+    stray = _pixels_outside(labels, on_tissue, round(STRAY_SHARE * n_own), rng)
     stray_gene = rng.choice(len(model.ambient), len(stray), p=model.ambient)
-    control, control_pixels = _draw_controls(tissue, labels, pixel_um, features, n_own, rng)
+    control, control_pixels = _draw_controls(features, on_tissue, n_own, rng)
     feature = np.concatenate([own_gene, stray_gene, control])
     where = np.concatenate([pixels, stray, control_pixels])
 
@@ -141,51 +143,39 @@ def _grouped(pixels: I64, owner: npt.NDArray[np.int32], n: int) -> tuple[I64, I6
     return pixels[order], np.concatenate([[0], np.cumsum(size)[:-1]]), size
 
 
-def _pixels_outside(
-    tissue: Tissue, labels: Labels, pixel_um: float, n: int, rng: np.random.Generator
-) -> I64:
+def _pixels_outside(labels: Labels, on_tissue: Mask, n: int, rng: np.random.Generator) -> I64:
     """Pixels outside cells: nearly all on tissue, a few on glass."""
-    free = np.flatnonzero(labels.cell == 0)
-    on_tissue = _on_tissue(tissue, labels, pixel_um, free)
+    free = labels.cell == 0
     n_glass = rng.binomial(n, 0.03)
     return np.concatenate(
-        [rng.choice(free[on_tissue], n - n_glass), rng.choice(free[~on_tissue], n_glass)]
+        [
+            rng.choice(np.flatnonzero(free & on_tissue), n - n_glass),
+            rng.choice(np.flatnonzero(free & ~on_tissue), n_glass),
+        ]
     )
 
 
 def _draw_controls(
-    tissue: Tissue,
-    labels: Labels,
-    pixel_um: float,
-    features: tuple[Feature, ...],
-    n_own: int,
-    rng: np.random.Generator,
+    features: tuple[Feature, ...], on_tissue: Mask, n_own: int, rng: np.random.Generator
 ) -> tuple[I64, I64]:
     """(feature, pixel) of controls, anywhere on the tissue; every kind is there at least once."""
-    anywhere = np.arange(labels.cell.size)
-    tissue_pixels = np.flatnonzero(_on_tissue(tissue, labels, pixel_um, anywhere))
     drawn = []
     for kind in dict.fromkeys(f.kind for f in features if f.kind):
         rows = np.array([i for i, f in enumerate(features) if f.kind == kind])
         drawn.append(rng.choice(rows, max(1, rng.poisson(kind.share * n_own))))
     feature = np.concatenate(drawn)
-    return feature, rng.choice(tissue_pixels, len(feature))
+    return feature, rng.choice(np.flatnonzero(on_tissue), len(feature))
 
 
-def _on_tissue(
-    tissue: Tissue, labels: Labels, pixel_um: float, pixels: I64
-) -> npt.NDArray[np.bool_]:
-    """Which flat pixel indices lie on tissue, by the map on a grid of 2 µm."""
+def _on_tissue(tissue: Tissue, shape: tuple[int, ...], pixel_um: float) -> Mask:
+    """(Y, X) which pixels lie on tissue, by the map on a grid of 2 µm."""
     step = 2.0
     x = np.arange(step / 2, tissue.width_um + step, step)
     y = np.arange(step / 2, tissue.height_um + step, step)
     layers = tissue.tissue_map.layers(x, y)
     inside = (layers.tissue > 0.5) & (layers.lumen < 0.5)
-    width = labels.cell.shape[1]
-    row, column = np.divmod(pixels, width)
-    return np.asarray(
-        inside[(row * (pixel_um / step)).astype(int), (column * (pixel_um / step)).astype(int)]
-    )
+    row, column = (((np.arange(n) + 0.5) * (pixel_um / step)).astype(int) for n in shape)
+    return np.asarray(inside[np.ix_(row, column)])
 
 
 def _draw_codewords(feature: I64, features: tuple[Feature, ...], rng: np.random.Generator) -> I64:
