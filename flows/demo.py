@@ -18,7 +18,13 @@ from flows import pipeline
 from flows.cluster import BlockMap, Runtime
 from flows.config import read_curate_config
 from flows.report import write_report
-from flows.report.evaluation import Direction, EvaluationRecord, RetrievalLine, Scope
+from flows.report.evaluation import (
+    DIRECTIONS,
+    Direction,
+    EvaluationRecord,
+    RetrievalLine,
+    Scope,
+)
 from flows.training import EVALUATION_FILE, METRICS_FILE, newest_checkpoint, run_trainer
 from pairing.cells import PANEL_FILE, read_cells, read_counts
 from pairing.simulate import SimulationParams, simulate
@@ -26,7 +32,7 @@ from pairing.simulate.oracle import pointwise_mutual_information
 from shards.artifact import write_atomically
 from shards.dataset import read_record
 from shards.errors import BadInput
-from shards.schema import Panel, sample_key
+from shards.schema import Panel, Record, sample_key
 
 log = logging.getLogger("cellpair")
 
@@ -34,6 +40,7 @@ log = logging.getLogger("cellpair")
 DONORS = (("D1", 1, "train"), ("D2", 2, "train"), ("D3", 3, "test"))
 MIN_CELLS = 600
 BATCHES_FILE = "batches.parquet"
+FIGURES_FILE = "figures.json"
 
 _CURATE = """# Written by `cellpair demo`.
 name = "demo"
@@ -82,7 +89,7 @@ def run_demo(out: Path, n_cells: int, runtime: Runtime) -> int:
         folders = simulate_donors(out, -(-n_cells // len(DONORS)), blocks)
         config = read_curate_config(_write_configs(out, folders, runtime))
         curated = pipeline.curate(config, blocks, device=runtime.device)
-    if curated.failures:
+    if curated.dataset is None:
         raise next(iter(curated.failures.values()))
     log.info("curated after %.0f s", time.monotonic() - started_s)
 
@@ -103,7 +110,9 @@ def run_demo(out: Path, n_cells: int, runtime: Runtime) -> int:
         extra_lines=oracle,
     )
     trainers = read_record(evaluation / EVALUATION_FILE, EvaluationRecord).retrieval
-    _print_figures([*trainers, *oracle])
+    figures = figures_of([*trainers, *oracle], curated.dataset.totals.kept)
+    write_atomically(out / FIGURES_FILE, figures.model_dump_json(indent=1).encode())
+    _print_figures(figures)
     print(f"report: {page} ({time.monotonic() - started_s:.0f} s)")
     return 0
 
@@ -189,18 +198,33 @@ def own_ranks(score: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return ranks
 
 
-def _print_figures(lines: list[RetrievalLine]) -> None:
-    r5 = {(x.method, x.direction): x.r_at_5 for x in lines if x.scope == "batch"}
-    methods = ("model", "oracle", "ridge", "shuffled_pairs", "chance")
-    print(f"{'R@5 on D3, in batches of 64':<30}{'image to genes':>16}{'genes to image':>16}")
-    for method in methods:
-        image, genes = r5[method, "image_to_genes"], r5[method, "genes_to_image"]
-        print(f"{method.replace('_', ' '):<30}{image:>16.3f}{genes:>16.3f}")
-    shares = [r5["model", d] / r5["oracle", d] for d in ("image_to_genes", "genes_to_image")]
-    leads = [r5["model", d] / r5["ridge", d] for d in ("image_to_genes", "genes_to_image")]
-    ridge = [r5["ridge", d] / r5["oracle", d] for d in ("image_to_genes", "genes_to_image")]
-    print(
-        f"model / oracle {shares[0]:.2f} and {shares[1]:.2f} (wanted: 0.50), "
-        f"model / ridge {leads[0]:.2f} and {leads[1]:.2f} (wanted: 1.30), "
-        f"ridge / oracle {ridge[0]:.2f} and {ridge[1]:.2f} (below 0.60)"
+class Figures(Record):
+    """`figures.json`: R@5 on the held-out donor in batches of 64, by method and direction."""
+
+    n_cells: int
+    r_at_5: dict[str, dict[Direction, float]]
+
+    def ratio(self, method: str, other: str) -> dict[Direction, float]:
+        return {d: self.r_at_5[method][d] / self.r_at_5[other][d] for d in DIRECTIONS}
+
+
+def figures_of(lines: list[RetrievalLine], n_cells: int) -> Figures:
+    return Figures(
+        n_cells=n_cells,
+        r_at_5={
+            method: {
+                x.direction: x.r_at_5 for x in lines if (x.method, x.scope) == (method, "batch")
+            }
+            for method in ("model", "oracle", "ridge", "shuffled_pairs", "chance")
+        },
     )
+
+
+def _print_figures(figures: Figures) -> None:
+    print(f"{'R@5 on D3, in batches of 64':<30}{'image to genes':>16}{'genes to image':>16}")
+    for method, by_direction in figures.r_at_5.items():
+        values = "".join(f"{by_direction[d]:>16.3f}" for d in DIRECTIONS)
+        print(f"{method.replace('_', ' '):<30}{values}")
+    for method, other in (("model", "oracle"), ("model", "ridge"), ("ridge", "oracle")):
+        ratios = " and ".join(f"{r:.2f}" for r in figures.ratio(method, other).values())
+        print(f"{method} / {other}: {ratios}")
