@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
-from flows.cluster import Runtime
-from flows.config import read_curate_config
 from flows.deployed import absolute_config
-from flows.local import run_pipeline
-from flows.pipeline import Built
+
+if TYPE_CHECKING:
+    from flows.pipeline import Built
 
 
 class RunsFailed(Exception):
@@ -24,12 +25,20 @@ def curate(config: str) -> None:
 
     Raises RunsFailed when the other runs are done; the published dataset then stays as it was.
     """
-    curated = run_pipeline(read_curate_config(absolute_config(config)), Runtime(), call=_as_task)
+    path = absolute_config(config)
+    # Seconds of torch that registering the flow does not need.
+    from flows.cluster import Runtime
+    from flows.config import read_curate_config
+    from flows.local import run_pipeline
+
+    # This process is the run's own. Prefect forwards the logger but leaves its level.
+    logging.getLogger("cellpair").setLevel(logging.INFO)
+    curated = run_pipeline(read_curate_config(path), Runtime(), call=_as_task)
     if curated.failures:
         raise RunsFailed("\n".join(f"{run}: {error}" for run, error in curated.failures.items()))
 
 
 def _as_task(name: str, make: Callable[[], Built]) -> Built:
     # Artifacts are found by their fingerprint; Prefect's own cache would not know them.
-    stage = task(name=name, cache_policy=NO_CACHE, persist_result=False)(make)
+    stage = task(name=name, task_run_name=name, cache_policy=NO_CACHE, persist_result=False)(make)
     return stage()

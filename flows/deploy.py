@@ -38,7 +38,9 @@ def deploy(curate_toml: Path, train_toml: Path | None) -> None:
     if train_toml is not None:
         _check_is_toml(train_toml)
     definition = prefect_definition(curate_toml, train_toml)
-    with _client() as client:
+    url = _api_url()
+    with get_client(sync_client=True) as client:
+        _check_answers(client, url)
         for name in sorted({d["work_pool"]["name"] for d in definition["deployments"]}):
             _create_work_pool_if_absent(client, name)
         _prefect_deploy(definition)
@@ -82,7 +84,7 @@ def _check_is_toml(path: Path) -> None:
         ) from error
 
 
-def _client() -> SyncPrefectClient:
+def _api_url() -> str:
     # Asked first: without a URL, Prefect would start a temporary server that nobody could use.
     url = get_current_settings().api.url
     if not url:
@@ -92,7 +94,10 @@ def _client() -> SyncPrefectClient:
             found="none",
             remedy=_START_SERVER,
         )
-    client = get_client(sync_client=True)
+    return url
+
+
+def _check_answers(client: SyncPrefectClient, url: str) -> None:
     error = client.api_healthcheck()
     if error is not None:
         raise BadInput(
@@ -101,7 +106,6 @@ def _client() -> SyncPrefectClient:
             found=f"{type(error).__name__}: {error}",
             remedy=_START_SERVER,
         ) from error
-    return client
 
 
 def _create_work_pool_if_absent(client: SyncPrefectClient, name: str) -> None:

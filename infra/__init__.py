@@ -1,1 +1,1 @@
-"""Where and how the flows are deployed; shipped beside the code so that `cellpair deploy` finds it."""
+"""Where and how the flows are deployed; a package, so that `cellpair deploy` finds its files."""
