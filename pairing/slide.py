@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,11 @@ from pairing.geometry import Box
 from pairing.slide_sources import (
     ArrayLevel,
     DamagedTile,
+    Level,
     OpenSlideLevel,
     Pixels,
     Source,
+    levels_of,
     open_vendor,
     vendor_mpp,
 )
@@ -46,14 +47,6 @@ _GLASS_MIN_SHARE = 0.01
 _GLASS_SAMPLE_PX = 2048
 
 
-@dataclass(frozen=True, slots=True)
-class Level:
-    """A level of the pyramid: its size, and how many level-0 pixels one of its pixels spans."""
-
-    size_px: tuple[int, int]
-    downsample: float
-
-
 class Slide:
     """Pixels of an open slide.
 
@@ -69,7 +62,7 @@ class Slide:
         self.mpp = mpp
         self._sources = tuple(sources)
         self._fill = fill
-        self.levels = _levels(path, [s.size_px for s in sources])
+        self.levels = levels_of(path, [s.size_px for s in sources])
         self.size_px = self.levels[0].size_px
         self.tile_px = sources[0].tile_px
         self.dtype = sources[0].dtype
@@ -208,31 +201,6 @@ def _resampled(
     return rounded
 
 
-def _levels(path: Path, sizes: list[tuple[int, int]]) -> tuple[Level, ...]:
-    """Levels with the downsample that their size stands for.
-
-    Writers round odd sizes up or down at every step (5789 -> 2894 -> 1447 -> 723), so the ratio of
-    sizes is only near the factor by which pixels were merged; taken as it is, it would shift the
-    far edge by a pixel. A power of two that explains both sizes to a pixel is preferred, then the
-    nearest integer, then the ratio itself where both axes agree on it.
-    """
-    width, height = sizes[0]
-    levels = [Level(sizes[0], 1.0)]
-    for w, h in sizes[1:]:
-        ratio = width / w if width >= height else height / h
-        candidates = (2.0 ** round(math.log2(ratio)), float(round(ratio)), ratio)
-        fits = [r for r in candidates if abs(w - width / r) <= 1 and abs(h - height / r) <= 1]
-        if not fits or fits[0] <= levels[-1].downsample:
-            raise BadInput(
-                f"{path}, level {len(levels)}",
-                expected=f"{width} x {height} px by one factor, larger than the level's before",
-                found=f"{w} x {h} px",
-                remedy="export the slide again with a regular pyramid",
-            )
-        levels.append(Level((w, h), fits[0]))
-    return tuple(levels)
-
-
 @contextmanager
 def open_slide(path: Path, *, mpp: float | None = None) -> Iterator[Slide]:
     """Open a slide for reading.
@@ -263,7 +231,7 @@ def open_slide(path: Path, *, mpp: float | None = None) -> Iterator[Slide]:
 
 @contextmanager
 def open_plane(path: Path, *, mpp: float) -> Iterator[Slide]:
-    """The first page of a TIFF with its own pyramid, whatever its OME description says.
+    """The one plane of a TIFF with its own pyramid, whatever its OME description says.
 
     For images that are spread over several files, each of which describes them all: read as OME,
     they have the channels but not the pyramid. Filled with 0 outside.
@@ -271,11 +239,11 @@ def open_plane(path: Path, *, mpp: float) -> Iterator[Slide]:
     path = Path(path)
     _check_exists(path)
     with open_tiff(path, want_mpp=False, first_plane=True) as tiff:
-        if tiff is None:
+        if tiff is None or tiff[0][0].n_channels != 1:
             raise BadInput(
                 path,
-                expected="a morphology image as TIFF",
-                found="a vendor's slide format",
+                expected="a TIFF of one plane",
+                found="a vendor's slide format" if tiff is None else "several planes",
                 remedy="give the file that the instrument wrote",
             )
         yield Slide(path, mpp, tiff[0], fill=0)

@@ -6,10 +6,12 @@ fills or resampling; those are `pairing.slide`'s.
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -64,6 +66,39 @@ class Source(Protocol):
     @property
     def dtype(self) -> np.dtype[Any]: ...
     def read_inside(self, box: Box) -> Pixels: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A level of the pyramid: its size, and how many level-0 pixels one of its pixels spans."""
+
+    size_px: tuple[int, int]
+    downsample: float
+
+
+def levels_of(path: Path, sizes: list[tuple[int, int]]) -> tuple[Level, ...]:
+    """Levels of these sizes, with the downsample that their size stands for.
+
+    Writers round odd sizes up or down at every step (5789 -> 2894 -> 1447 -> 723), so the ratio of
+    sizes is only near the factor by which pixels were merged; taken as it is, it would shift the
+    far edge by a pixel. A power of two that explains both sizes to a pixel is preferred, then the
+    nearest integer, then the ratio itself where both axes agree on it.
+    """
+    width, height = sizes[0]
+    levels = [Level(sizes[0], 1.0)]
+    for w, h in sizes[1:]:
+        ratio = width / w if width >= height else height / h
+        candidates = (2.0 ** round(math.log2(ratio)), float(round(ratio)), ratio)
+        fits = [r for r in candidates if abs(w - width / r) <= 1 and abs(h - height / r) <= 1]
+        if not fits or fits[0] <= levels[-1].downsample:
+            raise BadInput(
+                f"{path}, level {len(levels)}",
+                expected=f"{width} x {height} px by one factor, larger than the level's before",
+                found=f"{w} x {h} px",
+                remedy="export the slide again with a regular pyramid",
+            )
+        levels.append(Level((w, h), fits[0]))
+    return tuple(levels)
 
 
 class TiffLevel:
@@ -134,10 +169,14 @@ class TiffLevel:
         try:
             decoded = self._key.decode(data, index, _fullsize=True, **tables)[0]
         except _DECODE_ERRORS as error:
-            raise DamagedTile(self._path, self._level, box, f"{error}") from error
-        assert decoded is not None  # only segments without bytes decode to nothing
-        tile: Pixels = decoded[0]
-        return tile
+            reason = str(error)
+        else:
+            assert decoded is not None  # only segments without bytes decode to nothing
+            tile: Pixels = decoded[0]
+            return tile
+        # Raised here and not above: codecs' errors don't pickle, and as its cause or context one
+        # would keep this error from travelling back from a worker.
+        raise DamagedTile(self._path, self._level, box, reason)
 
 
 class OpenSlideLevel:
@@ -175,7 +214,7 @@ class ArrayLevel:
         lazy = channel is not None
         height, width = array.shape[1:3] if lazy else array.shape[:2]
         self.size_px = (int(width), int(height))
-        chunks = array.chunks[:0:-1] if lazy else self.size_px
+        chunks = array.chunks[:0:-1] if lazy else (512, 512)
         self.tile_px = (int(chunks[0]), int(chunks[1]))
         self.n_channels = 1 if lazy else int(array.shape[2])
         self.dtype = np.dtype(array.dtype)

@@ -45,8 +45,8 @@ def open_tiff(
 ) -> Iterator[tuple[list[TiffLevel], float | None] | None]:
     """Levels of the slide in a TIFF, finest first, and its pixel size (None where not said).
 
-    None where OpenSlide should read the file instead. `first_plane` takes the first page and its
-    pyramid and believes no OME description. Raises BadInput on files that hold no single slide.
+    None where OpenSlide should read the file instead. `first_plane` believes no OME description.
+    Raises BadInput on files that hold no single slide.
     """
     try:
         # With is_ome=None tifffile finds out for itself.

@@ -238,7 +238,6 @@ class StoreRun:
         value = self._obs["cell_labels"].to_numpy(np.int64)
         row = np.full(int(value.max(initial=0)) + 1, -1)
         row[value] = np.arange(len(value))
-        row[0] = -1
         if kind == "cell":
             return row
         if nuclei is None:
