@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from scipy import ndimage, sparse
+from scipy import sparse
 
 from pairing.simulate.cells_zarr import write_cells_zarr
 from pairing.simulate.panel import Feature
@@ -138,8 +138,13 @@ def _cells_table(section: Section) -> pa.Table:
 
 
 def _centroids_um(labels: I32, n: int) -> tuple[F64, F64]:
-    yx = np.array(ndimage.center_of_mass(labels > 0, labels, np.arange(1, n + 1)))
-    return (yx[:, 1] + 0.5) * PIXEL_UM, (yx[:, 0] + 0.5) * PIXEL_UM
+    """(x, y) of the mean pixel centre of labels 1 … n; NaN where a label has no pixel."""
+    y, x = np.nonzero(labels)
+    owner = labels[y, x]
+    size = np.bincount(owner, minlength=n + 1)[1:]
+    with np.errstate(invalid="ignore"):
+        mean_x, mean_y = (np.bincount(owner, v, n + 1)[1:] / size for v in (x, y))
+    return (mean_x + 0.5) * PIXEL_UM, (mean_y + 0.5) * PIXEL_UM
 
 
 def _transcripts_table(section: Section) -> pa.Table:
@@ -258,17 +263,14 @@ def _write_zarr(
 
 def _cell_summary(section: Section, cells: pa.Table) -> F64:
     n = len(section.prefix)
-    owner = np.concatenate([[0], section.cell_of_nucleus + 1]).astype(np.int32)[section.nucleus]
-    count = cells["nucleus_count"].to_numpy()
-    nucleus_x, nucleus_y, area = np.zeros((3, n))
-    has = count > 0
-    yx = np.array(ndimage.center_of_mass(owner > 0, owner, np.flatnonzero(has) + 1))
-    nucleus_x[has], nucleus_y[has] = ((yx[:, ::-1] + 0.5) * PIXEL_UM).T
-    area[has] = cells["nucleus_area"].to_numpy()[has]
+    owner = np.concatenate([[0], section.cell_of_nucleus + 1]).astype(np.int32)
+    nucleus_x, nucleus_y = _centroids_um(owner[section.nucleus], n)
     return np.stack(
         [
             *(cells[name].to_numpy() for name in ("x_centroid", "y_centroid", "cell_area")),
-            nucleus_x, nucleus_y, area, np.zeros(n), count.astype(np.float64),
+            np.nan_to_num(nucleus_x), np.nan_to_num(nucleus_y),
+            np.nan_to_num(cells["nucleus_area"].to_numpy()),
+            np.zeros(n), cells["nucleus_count"].to_numpy().astype(np.float64),
         ],
         axis=1,
     )  # fmt: skip

@@ -23,7 +23,7 @@ I64 = npt.NDArray[np.int64]
 # The biology is one: all donors and seeds share these numbers, drawn from this seed.
 _BIOLOGY_SEED = 20240529
 MARKER_LOG_FOLD = (0.9, 1.9)
-STATE_LOG_FOLD = (0.9, 1.9)  # from state 0 to 1, up or down
+STATE_LOG_FOLD = (0.8, 1.6)  # from state 0 to 1, up or down
 STATE_LOG_FOLD_OF_TYPE = 0.35
 DONOR_LOG_SPREAD = 0.25
 AMBIENT_SHARE = 0.10

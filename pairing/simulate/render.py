@@ -181,7 +181,7 @@ def _chromatin(
     """Relative density at points of nucleus i. The state moves chromatin from middle to rim."""
     rho, theta = nuclei.outlines.depth(i, u, v)
     # Of mean zero over the area of any outline, since rho² is evenly spread there.
-    pattern = 1 + 1.3 * (state - 0.5) * (2 * rho**2 - 1)
+    pattern = 1 + 1.7 * (state - 0.5) * (2 * rho**2 - 1)
     long, short = nuclei.outlines.long_um[i], nuclei.outlines.short_um[i]
     if kind.clump_contrast:
         clumps = nuclei.clumps[i][nuclei.clumps[i, :, 2] > 0]
@@ -234,7 +234,7 @@ def _cytoplasm(cells: Cells, c: int, kind: CellType, dx: F64, dy: F64, away: F64
     """Relative density at points (dx, dy) from the nucleus' centre, `away` from its edge (µm)."""
     state = cells.state[c]
     # A clear halo hugs the nucleus, the deeper the further the state has gone.
-    pattern = 1 - 0.75 * state * np.exp(-((away / 1.3) ** 2))
+    pattern = 1 - 0.85 * state * np.exp(-((away / 1.5) ** 2))
     if kind.vacuole_radius_um:
         angle, radius = cells.vacuole_angle[c], kind.vacuole_radius_um
         reach = 3.2 + radius * 0.8
