@@ -214,7 +214,7 @@ def _dapi_scale(slide: Slide) -> tuple[float, float]:
     return float(low), float(max(high, low + 1))
 
 
-def _rgb(pixels: npt.NDArray[Any], grey: tuple[float, float] | None) -> npt.NDArray[np.uint8]:
+def _rgb(pixels: npt.NDArray[Any], grey_scale: tuple[float, float] | None) -> npt.NDArray[np.uint8]:
     if grey_scale is None:
         return np.ascontiguousarray(pixels, dtype=np.uint8)
     low, high = grey_scale
