@@ -97,11 +97,13 @@ def write_cells(
         "n_he_nuclei": n_he_nuclei,
         "n_matched": int(table["he_nucleus_id"].notna().sum()),
         "counts": counts.qc.model_dump(),
+        "notes": list(run.notes),
     }
 
 
 def read_cells(folder: Path) -> pd.DataFrame:
-    return pq.read_table(folder / CELLS_FILE).to_pandas()
+    cells: pd.DataFrame = pq.read_table(folder / CELLS_FILE).to_pandas()
+    return cells
 
 
 def read_counts(folder: Path, n_genes: int) -> sparse.csr_matrix:
@@ -148,8 +150,9 @@ def _centres(
         single = owned.drop_duplicates("cell_index", keep=False).set_index("cell_index")
         result.loc[single.index, ["x_um", "y_um"]] = single[["x_um", "y_um"]].to_numpy()
         result.loc[single.index, "center"] = "nucleus"
-    if not np.isfinite(result[["x_um", "y_um"]].to_numpy()).all():
-        bad = cells["cell_id"][~np.isfinite(result[["x_um", "y_um"]]).all(axis=1)]
+    placed = np.isfinite(result[["x_um", "y_um"]].to_numpy()).all(axis=1)
+    if not placed.all():
+        bad = cells.loc[~placed, "cell_id"]
         raise BadInput(
             "cells of the bundle",
             expected="a finite position for every cell",

@@ -149,14 +149,17 @@ def _samples(
     spec: PatchSpec,
     panel: Panel,
 ) -> Iterator[Sample]:
+    # Columns as arrays: a row of a data frame costs more than the sample that is made of it.
+    cell = {name: cells[name].to_numpy() for name in cells.columns}
+    patch = {name: column.to_numpy() for name, column in patches.reindex(cells.index).items()}
     for row in order:
-        cell, patch = cells.loc[row], patches.loc[row]
         near = [int(n) for n in neighbors[row] if n >= 0]
         offsets_um = image_um[near] - image_um[row]
+        part, offset, size = (patch[name][row] for name in ("part", "offset", "size"))
         yield Sample(
-            cell_id=cell["cell_id"],
+            cell_id=cell["cell_id"][row],
             donor=config.donor,
-            image_jpeg=reader.read(patch["part"], patch["offset"], patch["size"]),
+            image_jpeg=reader.read(part, int(offset), int(size)),
             counts=narrow_counts(np.stack(_row_of(counts, row))),
             neighbors=narrow_counts(_neighbor_counts(counts, near)),
             row={
@@ -164,21 +167,21 @@ def _samples(
                 "species": config.species,
                 "label": None,
                 "panel": panel.panel_id,
-                "x_um": cell["x_um"],
-                "y_um": cell["y_um"],
-                "x_px": patch["x_px"],
-                "y_px": patch["y_px"],
-                "center": cell["center"],
+                "x_um": float(cell["x_um"][row]),
+                "y_um": float(cell["y_um"][row]),
+                "x_px": float(patch["x_px"][row]),
+                "y_px": float(patch["y_px"][row]),
+                "center": cell["center"][row],
                 "mpp": spec.mpp,
                 "fov_um": spec.fov_um,
-                "n_counts": int(cell["n_counts"]),
-                "nucleus": _nucleus(cell),
+                "n_counts": int(cell["n_counts"][row]),
+                "nucleus": _nucleus(cell, row),
                 "registration_error_um": None,
                 "neighbors": [
-                    {"cell_id": cells.at[n, "cell_id"], "dx_um": dx, "dy_um": dy}
+                    {"cell_id": cell["cell_id"][n], "dx_um": dx, "dy_um": dy}
                     for n, (dx, dy) in zip(near, offsets_um.tolist(), strict=True)
                 ],
-                "flags": ["edge"] if patch["edge"] else [],
+                "flags": ["edge"] if patch["edge"][row] else [],
             },
         )
 
@@ -198,12 +201,12 @@ def _neighbor_counts(counts: sparse.csr_matrix, near: list[int]) -> npt.NDArray[
     return np.concatenate(parts, axis=1)
 
 
-def _nucleus(cell: pd.Series) -> dict[str, Any] | None:
-    if pd.isna(cell["he_nucleus_id"]):
+def _nucleus(cell: dict[str, npt.NDArray[Any]], row: int) -> dict[str, Any] | None:
+    if pd.isna(cell["he_nucleus_id"][row]):
         return None
     return {
-        "id": int(cell["he_nucleus_id"]),
-        "area_um2": cell["he_area_um2"],
-        "iou": cell["he_iou"],
-        "distance_um": cell["he_distance_um"],
+        "id": int(cell["he_nucleus_id"][row]),
+        "area_um2": float(cell["he_area_um2"][row]),
+        "iou": float(cell["he_iou"][row]),
+        "distance_um": float(cell["he_distance_um"][row]),
     }

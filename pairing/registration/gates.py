@@ -118,7 +118,8 @@ def _verdict(
     correlation: dict[str, float],
     n_cells: int,
 ) -> tuple[Verdict, tuple[str, ...]]:
-    failed, doubtful = [], []
+    failed: list[str] = []
+    doubtful: list[str] = []
     off = implied_mpp / stated_mpp - 1
     if abs(off) > MPP_DOUBTFUL:
         (failed if abs(off) > MPP_FAIL else doubtful).append(

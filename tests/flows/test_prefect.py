@@ -20,6 +20,7 @@ import httpx
 import psutil
 import pytest
 
+from flows.training import run_trainer
 from shards.dataset import read_dataset
 from shards.errors import BadInput
 from shards.stream import read_stream
@@ -39,6 +40,13 @@ xenium = "{section}/outs"
 slide = "{section}/he.ome.tif"
 alignment = "{section}/he_imagealignment.csv"
 donor = "D1"
+"""
+EMPTY_RUN_TOML = """
+[[runs]]
+id = "run-b"
+xenium = "empty"
+image = "morphology"
+donor = "D2"
 """
 TRAIN_TOML = """
 preset = "small"
@@ -134,14 +142,25 @@ def test_deploy_without_a_server_says_how_to_start_one(
     assert "prefect server start --host 127.0.0.1" in done.stderr
 
 
+def test_the_trainer_is_heard_and_its_exit_code_kept(tmp_path: Path) -> None:
+    lines: list[str] = []
+    missing = tmp_path / "missing.toml"
+    assert run_trainer("train", str(missing), "--resume", tell=lines.append) == 2
+    assert lines[0] == str(missing)
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_deployed_flows_curate_train_and_reuse(tmp_path: Path) -> None:
     from pairing.simulate import SimulationParams, simulate
 
     folder = tmp_path / "räume und pfade"
     folder.mkdir()
     simulate(folder / "section", SimulationParams(n_cells=150, seed=3))
-    (folder / "curate.toml").write_text(CURATE_TOML.format(section="section"), encoding="utf-8")
+    curate_toml = CURATE_TOML.format(section="section")
+    (folder / "curate.toml").write_text(curate_toml, encoding="utf-8")
+    (folder / "empty").mkdir()
+    (folder / "faulty.toml").write_text(curate_toml + EMPTY_RUN_TOML, encoding="utf-8")
     (folder / "train.toml").write_text(TRAIN_TOML, encoding="utf-8")
 
     port = _free_port()
@@ -162,28 +181,34 @@ def test_deployed_flows_curate_train_and_reuse(tmp_path: Path) -> None:
         with _running("worker", "start", "--pool", "cellpair", **environment) as worker:
             first = _run_curate(api, **environment)
             _wait_for(lambda: _ended(api, "pretrain", 1), worker)
-            artifacts = _artifacts(folder / "curated")
+            files = _files(folder)
             second = _run_curate(api, **environment)
             _wait_for(lambda: _ended(api, "pretrain", 2), worker)
+            faulty = _run_curate(api, "--param", f"config={folder / 'faulty.toml'}", **environment)
         tasks = _filtered(api, "task_runs", flows={"name": {"any_": ["curate"]}})
         lines = _log_lines(api, second["id"])
-        states = [run["state_type"] for run in _flow_runs(api, "pretrain")]
+        trainings = [run["state_type"] for run in _flow_runs(api, "pretrain")]
 
+    assert first["state_type"] == "COMPLETED", first
     stages = ["registration", "cells", "patches", "shards"]
-    assert sorted(t["name"] for t in tasks if t["flow_run_id"] == first["id"]) == sorted(
-        f"run-a/{stage}" for stage in stages
-    )
+    names = [t["name"] for t in tasks if t["flow_run_id"] == first["id"]]
+    assert sorted(names) == sorted(f"run-a/{stage}" for stage in stages)
     dataset, _ = read_dataset(folder / "curated")
     assert dataset.totals.kept > 0
-    assert states == ["COMPLETED", "COMPLETED"]
     (checkpoint,) = (folder / "training" / "checkpoints").glob("step-*")
     meta = json.loads((checkpoint / "meta.json").read_text())
     assert meta["step"] == 3
     assert meta["stream"] == read_stream([folder / "curated"], "train").fingerprint
 
+    assert second["state_type"] == "COMPLETED", second
     for stage in stages:
         assert any(f"run-a {stage}: reused" in line for line in lines), lines
-    assert _artifacts(folder / "curated") == artifacts
+    assert _files(folder) == files
+
+    assert faulty["state_type"] == "FAILED", faulty
+    assert "RunsFailed: run-b: " in faulty["state"]["message"]
+    # The failed one started none.
+    assert trainings == ["COMPLETED", "COMPLETED"]
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +238,7 @@ def _running(*args: str, **environment: str) -> Iterator[subprocess.Popen[bytes]
     with log.open("wb") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "prefect", *args],
+            cwd=log.parent,
             env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
             stdout=out,
@@ -243,7 +269,7 @@ def _free_port() -> int:
         return port
 
 
-def _wait_for(condition: Any, process: subprocess.Popen[bytes], seconds: float = 180) -> None:
+def _wait_for(condition: Any, process: subprocess.Popen[bytes], seconds: float = 300) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, "the Prefect process has ended"
@@ -258,19 +284,23 @@ def _is_healthy(api: httpx.Client) -> bool:
         return False
 
 
-def _run_curate(api: httpx.Client, **environment: str) -> dict[str, Any]:
-    """The bare run of the deployment, watched to its end; returns the run."""
-    done = subprocess.run(
-        [sys.executable, "-m", "prefect", "deployment", "run", "curate/xenium", "--watch"],
+def _run_curate(api: httpx.Client, *options: str, **environment: str) -> dict[str, Any]:
+    """`prefect deployment run curate/xenium`, watched to its end; returns the flow run."""
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "prefect",
+            "deployment",
+            "run",
+            "curate/xenium",
+            "--watch",
+            *options,
+        ],
         env={**os.environ, **environment},
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
     )
-    newest = _flow_runs(api, "curate")[-1]
-    assert done.returncode == 0, "\n".join([done.stdout, *_log_lines(api, newest["id"])])
-    return newest
+    return _flow_runs(api, "curate")[-1]
 
 
 def _filtered(api: httpx.Client, what: str, **filters: Any) -> list[dict[str, Any]]:
@@ -296,7 +326,9 @@ def _log_lines(api: httpx.Client, flow_run_id: str) -> list[str]:
     return [log["message"] for log in logs]
 
 
-def _artifacts(out: Path) -> dict[str, tuple[int, int]]:
-    """Inode and time of every file of every stage: a file made anew differs."""
-    files = [path for path in (out / "runs").rglob("*") if path.is_file()]
-    return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns) for path in files}
+def _files(folder: Path) -> dict[str, tuple[int, int]]:
+    """Inode and time of every artifact and checkpoint: a file made anew differs."""
+    artifacts = [*(folder / "curated" / "runs").rglob("*"), *(folder / "curated").glob("d*/*")]
+    checkpoints = (folder / "training" / "checkpoints").rglob("*")
+    paths = [path for path in (*artifacts, *checkpoints) if path.is_file()]
+    return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns) for path in paths}

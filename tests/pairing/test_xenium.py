@@ -24,8 +24,8 @@ from scipy import ndimage, sparse
 
 from pairing.simulate import SimulationParams, simulate
 from pairing.xenium import CATEGORY_NAMES, XeniumRun, open_xenium
-from pairing.xenium_shapes import label_moments, label_owners
-from pairing.xenium_tables import cell_id_text
+from pairing.xenium.shapes import label_moments, label_owners
+from pairing.xenium.tables import cell_id_text
 from shards.errors import BadInput
 
 
@@ -680,7 +680,7 @@ def test_cell_id_code() -> None:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pairing.xenium_shapes._BLOCK_PX", 7)
+    monkeypatch.setattr("pairing.xenium.shapes._BLOCK_PX", 7)
 
 
 @settings(

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 import zipfile
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Protocol
+
+import pyarrow as pa
 
 from shards.errors import BadInput
 
 MANIFEST = "experiment.xenium"
+
+
+@contextmanager
+def parsed(path: Path) -> Iterator[None]:
+    """Around the parsing of a file: turns a complaint of the library into a BadInput."""
+    try:
+        yield
+    except (pa.ArrowInvalid, json.JSONDecodeError, OSError, KeyError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's fault, not the file's
+        raise BadInput(
+            path,
+            expected="a whole file, as the instrument writes it",
+            found=f"{type(error).__name__}: {error}",
+            remedy="copy the file again from the instrument's output",
+        ) from error
 
 
 def is_spatialdata(path: Path) -> bool:

@@ -13,6 +13,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 import shapely
 
+from pairing.xenium.files import parsed
+
 # Side of the blocks in which a raster is walked: whole chunks, 64 MB of uint32.
 _BLOCK_PX = 4096
 
@@ -47,7 +49,8 @@ def read_polygons(path: Path) -> PolygonTable:
     for cells alone.
     """
     # Identifiers as a dictionary: a million cells have 25 rows each.
-    table = pq.read_table(path, read_dictionary=["cell_id"]).to_pandas()
+    with parsed(path):
+        table = pq.read_table(path, read_dictionary=["cell_id"]).to_pandas()
     has_label = "label_id" in table.columns
     key, _ = pd.factorize(table["label_id" if has_label else "cell_id"], sort=has_label)
     if np.any(np.diff(key) < 0):

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pairing.xenium.files import parsed
 from shards.errors import BadInput
 from shards.schema import Gene
 
@@ -111,7 +112,8 @@ class TranscriptTable:
 
     def __post_init__(self) -> None:
         for path in self.paths:
-            schema = pq.read_schema(path)
+            with parsed(path):
+                schema = pq.read_schema(path)
             for name, (words, accepted) in self._required().items():
                 found = schema.field(name).type if name in schema.names else None
                 if found is None or not accepted(_value_type(found)):
@@ -141,7 +143,7 @@ class TranscriptTable:
             present = set(pq.read_schema(path).names)
             wanted = [c for c in columns if c in present]
             encoded = [c for c in _TEXTS if c in present]
-            with pq.ParquetFile(path, read_dictionary=encoded) as file:
+            with parsed(path), pq.ParquetFile(path, read_dictionary=encoded) as file:
                 for batch in file.iter_batches(batch_size=rows, columns=wanted):
                     yield path, batch
 

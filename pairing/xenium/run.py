@@ -19,15 +19,13 @@ import shapely
 from scipy import sparse
 
 from pairing.slide import Slide
-from pairing.xenium_bundle import BundleRun
-from pairing.xenium_files import MANIFEST, FolderFiles, ZipFiles, is_spatialdata
-from pairing.xenium_shapes import LabelRaster
-from pairing.xenium_spatialdata import StoreRun
-from pairing.xenium_transcripts import CATEGORY_NAMES, TranscriptBatch
+from pairing.xenium.bundle import BundleRun
+from pairing.xenium.files import MANIFEST, FolderFiles, ZipFiles, is_spatialdata
+from pairing.xenium.shapes import LabelRaster
+from pairing.xenium.spatialdata import StoreRun
+from pairing.xenium.transcripts import TranscriptBatch
 from shards.errors import BadInput
 from shards.schema import Gene
-
-__all__ = ["CATEGORY_NAMES", "TranscriptBatch", "XeniumRun", "open_xenium"]
 
 
 class XeniumRun(Protocol):

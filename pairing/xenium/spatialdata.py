@@ -22,15 +22,16 @@ from scipy import sparse
 
 from pairing.slide import Slide
 from pairing.slide_sources import ArrayLevel
-from pairing.xenium_shapes import (
+from pairing.xenium.files import parsed
+from pairing.xenium.shapes import (
     LabelRaster,
     PolygonTable,
     label_moments,
     label_owners,
     nuclei_table,
 )
-from pairing.xenium_tables import checked_cells, genes_of, row_of_cell
-from pairing.xenium_transcripts import GENE_TYPE, FeatureKinds, TranscriptBatch, TranscriptTable
+from pairing.xenium.tables import checked_cells, genes_of, row_of_cell
+from pairing.xenium.transcripts import GENE_TYPE, FeatureKinds, TranscriptBatch, TranscriptTable
 from shards.errors import BadInput
 from shards.schema import Gene
 
@@ -174,7 +175,9 @@ class StoreRun:
             self._raise(element, "none")
         if self._scale(element) != self._scale(_POINTS):
             self._raise(f"{element} in µm, like the transcripts", "another scale")
-        table = pq.read_table(self.path / element / "shapes.parquet")
+        path = self.path / element / "shapes.parquet"
+        with parsed(path):
+            table = pq.read_table(path)
         owner = "cell_id" if "cell_id" in table.column_names else "__index_level_0__"
         if owner not in table.column_names:
             self._raise(f"the cell of each polygon in {element}", "no cell_id and no index")

@@ -20,15 +20,15 @@ import zarr
 from scipy import sparse
 
 from pairing.slide import Slide, open_plane
-from pairing.xenium_files import MANIFEST, BundleFiles, ZipFiles
-from pairing.xenium_shapes import LabelRaster, label_moments, nuclei_table, read_polygons
-from pairing.xenium_tables import (
+from pairing.xenium.files import MANIFEST, BundleFiles, ZipFiles, parsed
+from pairing.xenium.shapes import LabelRaster, label_moments, nuclei_table, read_polygons
+from pairing.xenium.tables import (
     cell_id_text,
     checked_cells,
     genes_of,
     row_of_cell,
 )
-from pairing.xenium_transcripts import (
+from pairing.xenium.transcripts import (
     GENE_TYPE,
     FeatureKinds,
     TranscriptBatch,
@@ -96,12 +96,15 @@ class BundleRun:
 
     @cached_property
     def n_cells(self) -> int:
-        return int(pq.read_metadata(self._files.path(CELLS)).num_rows)
+        path = self._files.path(CELLS)
+        with parsed(path):
+            return int(pq.read_metadata(path).num_rows)
 
     @cached_property
     def _features(self) -> pd.DataFrame:
         """name, id and feature_type of every row of the matrix, in its order."""
-        with h5py.File(self._files.path(MATRIX)) as file:
+        path = self._files.path(MATRIX)
+        with parsed(path), h5py.File(path) as file:
             group = file["matrix/features"]
             columns = {k: group[k].asstr()[:] for k in ("name", "id", "feature_type")}
         return pd.DataFrame(columns)
@@ -109,9 +112,11 @@ class BundleRun:
     @cached_property
     def _targets(self) -> list[tuple[str, str | None, str]]:
         """(name, id, descriptor) of every target of the gene panel."""
-        panel = json.loads(self._files.path(PANEL).read_text("utf-8"))
-        types = [target["type"] for target in panel["payload"]["targets"]]
-        return [(t["data"]["name"], t["data"].get("id"), t["descriptor"]) for t in types]
+        path = self._files.path(PANEL)
+        with parsed(path):
+            panel = json.loads(path.read_text("utf-8"))
+            types = [target["type"] for target in panel["payload"]["targets"]]
+            return [(t["data"]["name"], t["data"].get("id"), t["descriptor"]) for t in types]
 
     @cached_property
     def _kinds(self) -> FeatureKinds:
@@ -147,10 +152,12 @@ class BundleRun:
             "nucleus_area": "nucleus_area_um2",
             "nucleus_count": "n_nuclei",
         }
-        missing = set(wanted) - set(pq.read_schema(path).names)
+        with parsed(path):
+            missing = set(wanted) - set(pq.read_schema(path).names)
         if missing:
             self._raise_missing(f"{CELLS}, {', '.join(sorted(missing))}", "export with XOA >= 2.0")
-        cells = pq.read_table(path, columns=list(wanted)).to_pandas().rename(columns=wanted)
+        with parsed(path):
+            cells = pq.read_table(path, columns=list(wanted)).to_pandas().rename(columns=wanted)
         return checked_cells(self.path, cells)
 
     def read_cells(self) -> pd.DataFrame:
@@ -219,7 +226,8 @@ class BundleRun:
     @cached_property
     def _whole_matrix(self) -> sparse.csr_matrix:
         """(cells, features) of the h5, which lies there as CSC of its transpose."""
-        with h5py.File(self._files.path(MATRIX)) as file:
+        path = self._files.path(MATRIX)
+        with parsed(path), h5py.File(path) as file:
             group = file["matrix"]
             parts = [group[k][:] for k in ("data", "indices", "indptr")]
             n_features, n_cells = group["shape"][:]

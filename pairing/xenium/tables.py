@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pairing.xenium_transcripts import UNASSIGNED
+from pairing.xenium.transcripts import UNASSIGNED
 from shards.errors import BadInput
 from shards.schema import Gene
 
