@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -21,7 +21,8 @@ class ModelConfig(Record):
     image_options: dict[str, Any]  # of that model, as timm.create_model takes them
     image_weights: Path | None  # a state dict for it (.pt, .pth, .safetensors); null: random
     image_px: int = Field(ge=16)  # edge of the network's input
-    fov_um: float | None = Field(gt=0)  # central field that it sees; null: the whole patch
+    # Central field that the network sees; "patch": all of it, and what that is once resolved.
+    fov_um: Annotated[float, Field(gt=0)] | Literal["patch"]
     gene_hidden: tuple[int, ...] = Field(min_length=1)
     dropout: float = Field(ge=0, lt=1)  # of the gene tower and of both projections
     embed_dim: int = Field(ge=1)
@@ -98,20 +99,20 @@ class TrainConfig(Record):
 PRESETS: Final[dict[str, dict[str, dict[str, Any]]]] = {
     "small": {
         "model": {
-            "image": "regnetx_002",
+            "image": "test_resnet",
             "image_options": {},
             "image_weights": None,
-            "image_px": 96,
-            "fov_um": None,
+            "image_px": 64,
+            "fov_um": 20.0,
             "gene_hidden": [256, 256],
             "dropout": 0.2,
             "embed_dim": 128,
         },
         "loss": {"temperature": 0.07, "temperature_min": 0.01, "temperature_max": 1.0},
         "optim": {
-            "steps": 400,
-            "warmup_steps": 40,
-            "lr": 1e-3,
+            "steps": 600,
+            "warmup_steps": 50,
+            "lr": 3e-3,
             "betas": [0.9, 0.98],
             "weight_decay": 0.05,
             "grad_clip": 1.0,

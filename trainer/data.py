@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import simplejpeg
@@ -140,6 +141,22 @@ class Loader:
                 remedy="curate the runs with one [patch], and a split that is not empty",
             )
         self.image, self.size_px, self.fov_um = shapes[0]
+
+    def shown_um(self, fov_um: float | Literal["patch"]) -> float:
+        """The field of view in µm that a model asking for `fov_um` sees.
+
+        Raises BadInput where the patches are smaller.
+        """
+        if fov_um == "patch":
+            return self.fov_um
+        if fov_um > self.fov_um:
+            raise BadInput(
+                "model.fov_um",
+                expected=f"no more than the patches show, {self.fov_um} µm",
+                found=f"{fov_um} µm",
+                remedy="lower it for a new model, or curate with a larger patch.fov_um",
+            )
+        return fov_um
 
     def read(self, indices: Indices) -> Batch:
         """The samples at `indices` of the stream, decoded."""

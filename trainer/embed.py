@@ -47,7 +47,7 @@ def embed(
     was_training = model.training
     model.eval()
     measured_PG = loader.measured_PG.to(device)
-    fov_um = config.model.fov_um or loader.fov_um
+    fov_um = loader.shown_um(config.model.fov_um)
     z_image, z_gene = [], []
     for batch in loader.once(_BATCH_SIZE):
         batch = batch.to(device)

@@ -72,7 +72,9 @@ def train(
     loader = Loader(stream, vocabulary)
     order = Order(len(stream), config.run.seed, stream.fingerprint)
     validation = _validation_loader(config, vocabulary)
-    fov_um = config.model.fov_um or loader.fov_um
+    fov_um = loader.shown_um(config.model.fov_um)
+    # A model goes on to see what it was trained on, whatever patches it meets later.
+    config = config.model_copy(update={"model": config.model.model_copy(update={"fov_um": fov_um})})
 
     # --- model
     device = chosen_device(config.run.device)

@@ -18,6 +18,7 @@ data = "{data}"
 [model]
 image = "test_resnet"
 image_px = 32
+fov_um = "patch"
 gene_hidden = [32]
 embed_dim = 16
 [optim]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import torch
 
 from shards.errors import BadInput
 from tests.shards.tiny import write_tiny_dataset
-from trainer.checkpoint import checkpoints, read_meta, read_model_state
+from trainer.checkpoint import checkpoints, read_checkpoint_config, read_meta, read_model_state
 from trainer.config import TrainConfig
 from trainer.train import COLUMNS, learning_rate, main, train
 
@@ -154,6 +155,17 @@ def test_pretrained_weights_are_taken_whole_or_refused(
         )
 
 
+def test_a_model_keeps_its_field_of_view(tiny_config: TinyConfig) -> None:
+    config = tiny_config(steps=3)
+    train(config)
+    (newest, *_) = checkpoints(_folder(config))
+    assert config.model.fov_um == "patch"
+    assert read_checkpoint_config(newest).model.fov_um == 32.0
+    wide = config.model_copy(update={"model": config.model.model_copy(update={"fov_um": 33.0})})
+    with pytest.raises(BadInput, match=r"model\.fov_um[\s\S]*32\.0 µm"):
+        train(wide, resume=True)
+
+
 def test_an_unknown_network_is_refused(tiny_config: TinyConfig) -> None:
     config = tiny_config()
     model = config.model.model_copy(update={"image": "resnet_of_tomorrow"})
@@ -177,6 +189,7 @@ def test_a_signal_saves_and_exits_3(tiny_dataset: Path, tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert process.stdout is not None
     for line in process.stdout:
