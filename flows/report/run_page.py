@@ -20,7 +20,7 @@ from flows.report import charts
 from flows.report.embed import chart_uri
 from flows.report.gallery import Sample, kept_cell_ids, read_gallery
 from flows.report.settings import Setting, run_settings
-from flows.report.views import Scene, View, three_zooms
+from flows.report.views import HE_NUCLEUS, HE_UNMATCHED, INSTRUMENT, Scene, View, three_zooms
 from pairing import cells, patches
 from pairing.geometry import Affine
 from pairing.registration.gates import LEAD_DOUBTFUL, MPP_DOUBTFUL, SHARE_DOUBTFUL
@@ -103,6 +103,7 @@ class RunPage:
     charts: dict[str, str]
     views: list[View]
     corners: list[View]
+    colours: dict[str, tuple[int, int, int]]
     gallery: list[Sample]
     settings: dict[str, list[Setting]]
     stages: list[StageFacts]
@@ -144,6 +145,7 @@ def run_page(config: CurateConfig, curated: CuratedRun, split: str | None) -> Ru
         charts=_charts(table, counts, n_by_gene, config.filters.min_counts),
         views=views,
         corners=corners,
+        colours={"instrument": INSTRUMENT, "he_nucleus": HE_NUCLEUS, "he_unmatched": HE_UNMATCHED},
         gallery=read_gallery(built["shards"].folder, manifest, panel),
         settings=run_settings(config, curated.config),
         stages=[_stage_facts(b) for b in built.values()],

@@ -25,9 +25,9 @@ Colour = tuple[int, int, int]
 Polygons = npt.NDArray[np.object_]
 
 # Told apart on pink and purple, on grey, and by most colour-blind readers.
-INSTRUMENT: Colour = (0, 214, 255)
-HE_NUCLEUS: Colour = (255, 222, 0)
-HE_UNMATCHED: Colour = (255, 120, 0)
+INSTRUMENT: Colour = (0, 245, 255)
+HE_NUCLEUS: Colour = (255, 225, 0)
+HE_UNMATCHED: Colour = (255, 128, 0)
 PATCH: Colour = (255, 255, 255)
 
 
@@ -216,8 +216,8 @@ def _outlines(
         for p in shapely.get_parts(np.asarray(polygons, dtype=object))
     ]
     if cased:
-        cv2.polylines(rgb, rings, True, (30, 30, 30), 4, cv2.LINE_AA, _SUBPIXEL_BITS)
-    cv2.polylines(rgb, rings, True, colour, 2 if cased else 1, cv2.LINE_AA, _SUBPIXEL_BITS)
+        cv2.polylines(rgb, rings, True, (30, 30, 30), 6, cv2.LINE_AA, _SUBPIXEL_BITS)
+    cv2.polylines(rgb, rings, True, colour, 2, cv2.LINE_AA, _SUBPIXEL_BITS)
 
 
 def _points(rgb: Rgb, at_px: Points, colour: Colour) -> None:
