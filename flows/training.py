@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from flows.report import write_evaluation_page
 from shards.errors import BadInput
 
 EVALUATION_FILE = "evaluation.json"
@@ -19,29 +18,32 @@ def run_trainer(module: str, *args: str, tell: Callable[[str], None] | None = No
 
     Its output is ours too, or goes line by line to `tell`.
     """
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", f"trainer.{module}", *args],
         stdout=None if tell is None else subprocess.PIPE,
         stderr=None if tell is None else subprocess.STDOUT,
         text=True,
         errors="replace",
-    )
-    try:
-        for line in process.stdout or ():
-            assert tell is not None
-            tell(line.rstrip())
-        return process.wait()
-    except BaseException as stop:
-        # It has had the signal too where it came from the terminal; it saves and ends by itself.
-        process.terminate()
-        code = process.wait()
-        if isinstance(stop, KeyboardInterrupt):
-            return code
-        raise
+    ) as process:
+        try:
+            for line in process.stdout or ():
+                assert tell is not None
+                tell(line.rstrip())
+            return process.wait()
+        except BaseException as stop:
+            # The signal reached it too where it came from the terminal; it saves and ends itself.
+            process.terminate()
+            process.communicate()  # what it still says, lest a full pipe hold it
+            if isinstance(stop, KeyboardInterrupt):
+                return process.returncode
+            raise
 
 
 def evaluate(checkpoint: Path, dataset: Path, out: Path) -> Path:
     """Evaluate a checkpoint into `out` and render its page; returns the page."""
+    # The pages know every stage: half a minute of imports that starting a training never needs.
+    from flows.report import write_evaluation_page
+
     code = run_trainer("evaluate", str(checkpoint), str(dataset), "--out", str(out))
     if code:
         raise SystemExit(code)

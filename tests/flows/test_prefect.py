@@ -181,9 +181,10 @@ def test_deployed_flows_curate_train_and_reuse(tmp_path: Path) -> None:
         with _running("worker", "start", "--pool", "cellpair", **environment) as worker:
             first = _run_curate(api, **environment)
             _wait_for(lambda: _ended(api, "pretrain", 1), worker)
-            files = _files(folder)
+            made = _files(folder)
             second = _run_curate(api, **environment)
             _wait_for(lambda: _ended(api, "pretrain", 2), worker)
+            found = _files(folder)
             faulty = _run_curate(api, "--param", f"config={folder / 'faulty.toml'}", **environment)
         tasks = _filtered(api, "task_runs", flows={"name": {"any_": ["curate"]}})
         lines = _log_lines(api, second["id"])
@@ -203,7 +204,7 @@ def test_deployed_flows_curate_train_and_reuse(tmp_path: Path) -> None:
     assert second["state_type"] == "COMPLETED", second
     for stage in stages:
         assert any(f"run-a {stage}: reused" in line for line in lines), lines
-    assert _files(folder) == files
+    assert found == made
 
     assert faulty["state_type"] == "FAILED", faulty
     assert "RunsFailed: run-b: " in faulty["state"]["message"]
@@ -328,7 +329,6 @@ def _log_lines(api: httpx.Client, flow_run_id: str) -> list[str]:
 
 def _files(folder: Path) -> dict[str, tuple[int, int]]:
     """Inode and time of every artifact and checkpoint: a file made anew differs."""
-    artifacts = [*(folder / "curated" / "runs").rglob("*"), *(folder / "curated").glob("d*/*")]
-    checkpoints = (folder / "training" / "checkpoints").rglob("*")
-    paths = [path for path in (*artifacts, *checkpoints) if path.is_file()]
+    within = (folder / "curated" / "runs", folder / "training" / "checkpoints")
+    paths = [path for root in within for path in root.rglob("*") if path.is_file()]
     return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns) for path in paths}
