@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -90,6 +91,8 @@ class BlockMap:
             # Half a second of import that `--help` and runs without block work do not need.
             from distributed import Client, LocalCluster
 
+            # Its import sets this to INFO: ports and handshakes, between the lines that matter.
+            logging.getLogger("distributed").setLevel(logging.WARNING)
             if self._runtime.scheduler is not None:
                 self._client = self._stack.enter_context(Client(self._runtime.scheduler))
             else:
@@ -99,7 +102,8 @@ class BlockMap:
                         threads_per_worker=1,
                         processes=True,
                         host="127.0.0.1",
-                        dashboard_address=None,
+                        # Any free port: two runs on one machine must not fight for 8787.
+                        dashboard_address="127.0.0.1:0",
                     )
                 )
                 self._client = self._stack.enter_context(Client(cluster))

@@ -64,6 +64,7 @@ def dataset_path(fingerprint: str) -> str:
 def publish_dataset(root: Path, dataset: Dataset) -> None:
     """Write the dataset, then move the pointer to it; what was there before stays readable."""
     relative = dataset_path(dataset.fingerprint)
-    write_atomically(root / relative, dataset.model_dump_json(indent=1).encode())
+    if not (root / relative).exists():
+        write_atomically(root / relative, dataset.model_dump_json(indent=1).encode())
     pointer = DatasetPointer(fingerprint=dataset.fingerprint, dataset=relative)
     write_atomically(root / POINTER_FILE, pointer.model_dump_json(indent=1).encode())
