@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 _SIZE_IN = (4.3, 2.5)
 _COLOURS = ("#2f6f9f", "#c2703d", "#5a8f5a", "#8a6bb0")
@@ -36,8 +37,10 @@ def histogram(
         # Whole numbers get bins of a whole width, or every other bin of few values is empty.
         width = max(1, round((high - low) / _N_BINS))
         edges = np.arange(low, high + width + 1, width) - 0.5
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     else:
         edges = np.linspace(low, high, _N_BINS + 1)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.hist(np.clip(values, edges[0], edges[-1]), bins=edges.tolist(), color=_COLOURS[0])
     if mark is not None:
         axes.axvline(mark[0], color=_COLOURS[1], linewidth=1.2)
@@ -61,6 +64,7 @@ def ranked(values: Values, xlabel: str, ylabel: str) -> Figure:
     axes.plot(np.arange(1, len(positive) + 1), positive, color=_COLOURS[0], linewidth=1.4)
     axes.set_yscale("log")
     axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 
@@ -86,7 +90,7 @@ def _axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     axes = figure.add_subplot()
     axes.set_xlabel(xlabel, fontsize=8, color=_INK)
     axes.set_ylabel(ylabel, fontsize=8, color=_INK)
-    axes.tick_params(labelsize=7, colors=_INK, length=3)
+    axes.tick_params(which="both", labelsize=7, colors=_INK, length=3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_FAINT)
     axes.grid(axis="y", color=_FAINT, linewidth=0.4, alpha=0.6)

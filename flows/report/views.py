@@ -50,7 +50,8 @@ class Scene:
 
     `grey_scale` holds the intensities that become black and white; None for RGB. `cells_px` are
     the centres of all cells, `shown_px` those whose pairs are in the shards, of which the places
-    of the close views are chosen. `he_matched` says of each H&E nucleus whether a cell has it.
+    of the close views are chosen. Nuclei are polygons: the instrument's, the H&E's that a cell has,
+    and the H&E's that none has.
     """
 
     slide: Slide
@@ -58,9 +59,9 @@ class Scene:
     fov_um: float
     cells_px: Points
     shown_px: Points
-    instrument_nuclei: Polygons
-    he_nuclei: Polygons
-    he_matched: npt.NDArray[np.bool_]
+    instrument_nuclei: shapely.STRtree
+    he_matched: shapely.STRtree
+    he_unmatched: shapely.STRtree
 
 
 def three_zooms(scene: Scene) -> tuple[list[View], list[View]]:
@@ -151,11 +152,12 @@ def _middle(scene: Scene, centre_px: Points) -> View:
 
 def _close(scene: Scene, centre_px: Points, width_px: int, title: str, *, with_patch: bool) -> View:
     rgb, mpp, view_px_from_slide_px, window = _window(scene, centre_px, _close_um(scene), width_px)
-    matched = scene.he_nuclei[scene.he_matched]
-    unmatched = scene.he_nuclei[~scene.he_matched]
-    _outlines(rgb, _inside(unmatched, window), view_px_from_slide_px, HE_UNMATCHED)
-    _outlines(rgb, _inside(matched, window), view_px_from_slide_px, HE_NUCLEUS)
-    _outlines(rgb, _inside(scene.instrument_nuclei, window), view_px_from_slide_px, INSTRUMENT)
+    for nuclei, colour in (
+        (scene.he_unmatched, HE_UNMATCHED),
+        (scene.he_matched, HE_NUCLEUS),
+        (scene.instrument_nuclei, INSTRUMENT),
+    ):
+        _outlines(rgb, _inside(nuclei, window), view_px_from_slide_px, colour)
     if with_patch:
         side_px = scene.fov_um / scene.slide.mpp
         square = shapely.box(*(centre_px - side_px / 2), *(centre_px + side_px / 2))
@@ -164,7 +166,7 @@ def _close(scene: Scene, centre_px: Points, width_px: int, title: str, *, with_p
     if with_patch:
         both = (
             "Good: the two outlines of a nucleus lie on each other, to a micron or two. "
-            if len(scene.he_nuclei)
+            if len(scene.he_matched)
             else f"Good: outlines sit on {_nuclei_look(scene)}. "
         )
         caption = f"{both}The square is the patch of the cell in the middle."
@@ -198,8 +200,8 @@ def _pixels(scene: Scene, box: tuple[int, int, int, int], mpp: float) -> tuple[R
     return np.array(pixels, dtype=np.uint8, order="C"), moved
 
 
-def _inside(polygons: Polygons, window: shapely.Polygon) -> Polygons:
-    found: Polygons = polygons[np.sort(shapely.STRtree(polygons).query(window))]
+def _inside(polygons: shapely.STRtree, window: shapely.Polygon) -> Polygons:
+    found: Polygons = polygons.geometries[np.sort(polygons.query(window))]
     return found
 
 

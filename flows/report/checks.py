@@ -1,0 +1,141 @@
+"""The minute's judgement of a run: what was found beside what is good."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from flows.report.cell_figures import CellFigures
+from pairing.registration.gates import LEAD_DOUBTFUL, MPP_DOUBTFUL, SHARE_DOUBTFUL
+from pairing.registration.record import Registration, Verdict
+from shards.schema import Totals
+
+Mark = Literal["good", "look", "bad", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the minute's judgement: what, what was found, what is good, how it stands."""
+
+    what: str
+    found: str
+    good: str
+    mark: Mark
+
+
+def run_checks(
+    registration: Registration | None,
+    totals: Totals,
+    figures: CellFigures,
+    summary: dict[str, Any],
+    patches_summary: dict[str, Any],
+) -> list[Check]:
+    """The checks of one run, by the limits of the stages; "none" where a person has to judge.
+
+    `summary` is of the cells artifact, `patches_summary` of the patches artifact.
+    """
+    return [
+        *(_registration_checks(registration) if registration else []),
+        *_match_checks(figures, summary),
+        *_counts_checks(summary["counts"]),
+        Check(
+            "Patches over the image's border",
+            _share(patches_summary["n_edge"], patches_summary["n_cut"]),
+            "few: only cells at the border",
+            "none",
+        ),
+        Check(
+            "Cells kept",
+            _share(totals.kept, totals.seen),
+            "most; the totals below say why the others are not",
+            "none",
+        ),
+    ]
+
+
+def _registration_checks(registration: Registration) -> list[Check]:
+    marks: dict[Verdict, Mark] = {
+        "pass": "good",
+        "doubtful": "look",
+        "not_assessable": "look",
+        "fail": "bad",
+    }
+    off = registration.implied_mpp / registration.slide_mpp - 1
+    checks = [
+        Check("Alignment", registration.verdict.replace("_", " "), "pass",
+              marks[registration.verdict]),
+        Check(
+            "Pixel size that the alignment implies",
+            f"{registration.implied_mpp:.4f} µm, the slide says {registration.slide_mpp:.4f} "
+            f"({off:+.1%})",
+            f"within {MPP_DOUBTFUL:.0%}",
+            "good" if abs(off) <= MPP_DOUBTFUL else "look",
+        ),
+        Check(
+            "Cells on the slide",
+            f"{registration.share_on_slide:.1%}",
+            f"at least {SHARE_DOUBTFUL:.0%}",
+            "good" if registration.share_on_slide >= SHARE_DOUBTFUL else "look",
+        ),
+    ]  # fmt: skip
+    if registration.density_correlation:
+        lead = density_lead(registration)
+        checks.append(
+            Check(
+                "Cell density on stained tissue",
+                f"r = {registration.density_correlation['given']:.2f}, {lead:+.2f} before the "
+                "best wrong variant",
+                f"ahead by at least {LEAD_DOUBTFUL}",
+                "good" if lead >= LEAD_DOUBTFUL else "look",
+            )
+        )
+    return checks
+
+
+def density_lead(registration: Registration) -> float:
+    """By how much the transform as given correlates better than the best of its variants."""
+    others = [r for name, r in registration.density_correlation.items() if name != "given"]
+    return registration.density_correlation["given"] - max(others)
+
+
+def _match_checks(figures: CellFigures, summary: dict[str, Any]) -> list[Check]:
+    if figures.n_matched is None:
+        return []
+    overlap = ""
+    if figures.median_iou is not None:
+        overlap = (
+            f"; median IoU {figures.median_iou:.2f}, {figures.median_distance_um:.1f} µm apart"
+        )
+    return [
+        Check(
+            "Cells with an H&E nucleus",
+            _share(figures.n_matched, summary["n_cells"]) + overlap,
+            "most; a median distance well below a nucleus",
+            "none",
+        )
+    ]
+
+
+def _counts_checks(qc: dict[str, Any]) -> list[Check]:
+    mismatches = qc["matrix_mismatches"]
+    checks = []
+    if mismatches is not None:
+        checks.append(
+            Check(
+                "Counts against the bundle's own matrix",
+                f"{mismatches:,} of {qc['n_entries']:,} entries differ",
+                "0",
+                "bad" if mismatches else "good",
+            )
+        )
+    inside = sum(qc["by_category"].values())
+    if inside:
+        controls = sum(n for name, n in qc["by_category"].items() if name.startswith("negative_"))
+        checks.append(
+            Check("Negative controls in cells", _share(controls, inside), "next to none", "none")
+        )
+    return checks
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part:,} of {whole:,}" + (f" ({part / whole:.1%})" if whole else "")
