@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,7 +48,7 @@ def plan_blocks(slide: Slide, mpp: float, block_px: int, halo_px: int) -> list[B
     if block_px % GRID_PX or halo_px % GRID_PX:
         raise ValueError(f"block and halo are multiples of {GRID_PX}, not {block_px}, {halo_px}")
     tissue = tissue_mask(slide)
-    width, height = (int(np.ceil(n_px * slide.mpp / mpp)) for n_px in slide.size_px)
+    width, height = (math.ceil(n_px * slide.mpp / mpp) for n_px in slide.size_px)
     cell = mpp / _TISSUE_MPP
     blocks: list[Block] = []
     for y0 in range(0, height, block_px):
@@ -56,8 +57,8 @@ def plan_blocks(slide: Slide, mpp: float, block_px: int, halo_px: int) -> list[B
                 min(start + block_px, start + GRID_PX * -(-(end - start) // GRID_PX))
                 for start, end in ((x0, width), (y0, height))
             )
-            columns = slice(int(x0 * cell), int(np.ceil(x1 * cell)))
-            rows = slice(int(y0 * cell), int(np.ceil(y1 * cell)))
+            columns = slice(int(x0 * cell), math.ceil(x1 * cell))
+            rows = slice(int(y0 * cell), math.ceil(y1 * cell))
             if tissue[rows, columns].any():
                 read = (x0 - halo_px, y0 - halo_px, x1 + halo_px, y1 + halo_px)
                 blocks.append(Block(len(blocks), (x0, y0, x1, y1), read))
@@ -66,7 +67,7 @@ def plan_blocks(slide: Slide, mpp: float, block_px: int, halo_px: int) -> list[B
 
 def tissue_mask(slide: Slide) -> npt.NDArray[np.bool_]:
     """(Y, X) at 8 µm a pixel: what absorbs more than the slide's glass, and 40 µm around it."""
-    width, height = (max(1, round(n_px * slide.mpp / _TISSUE_MPP)) for n_px in slide.size_px)
+    width, height = (math.ceil(n_px * slide.mpp / _TISSUE_MPP) for n_px in slide.size_px)
     rgb = slide.read_at((0, 0, width, height), _TISSUE_MPP).astype(np.float64)
     density = np.log10((slide.background + 1.0) / (rgb + 1.0)).max(axis=2)
     margin = round(_TISSUE_MARGIN_UM / _TISSUE_MPP)

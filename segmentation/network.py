@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from cellpose.models import CellposeModel
-from cellpose.vit import BaseModel
+from cellpose.vit import CPSAM, BaseModel
 from pydantic import Field
 from torch import nn
 from torch.nn import functional
@@ -52,7 +52,8 @@ class CompactMetadata(Record):
     """`<weights>.json` beside compact weights: what they are for and what made them.
 
     `mpp` is the pixel size at which the network works; `normalisation` names how pixels become its
-    input; `scores` are F1 at IoU 0.5 of the fold networks by stain group, measured out of fold.
+    input; `scores` are F1 at IoU 0.5 of the fold networks by stain group, out of fold, as
+    benchmarks.nuclei measures and records them.
     """
 
     weights_sha256: str
@@ -67,7 +68,7 @@ class CompactMetadata(Record):
     real_tiles_sha256: str
     simulated_tiles_sha256: str
     left_out_group: int | None
-    scores: dict[str, float]
+    scores: dict[str, float] = {}
 
 
 def _conv_norm(n_in: int, n_out: int, stride: int = 1) -> nn.Sequential:
@@ -214,12 +215,14 @@ def load_model(model: str, device: str = "auto") -> NucleusNetwork:
         raise not_there_yet(
             path, "a Cellpose network on DINOv3", "use weights of the SAM kind, or model = compact"
         )
+    with torch.device("meta"):  # shapes alone, no memory
+        expected = CPSAM().state_dict()
+    missing = set(expected) - set(state)
+    if missing:  # Cellpose itself would leave these at random
+        raise _not_weights(path, f"no {min(missing)}")
     foreign = CellposeModel(
         pretrained_model=str(path), device=where, use_bfloat16=where.type == "cuda"
     )
-    missing = set(foreign.net.state_dict()) - set(state)
-    if missing:  # Cellpose itself would leave these at random
-        raise _not_weights(path, f"no {min(missing)}")
     return NucleusNetwork(foreign, FOREIGN_MPP, weights_digest(model))
 
 

@@ -47,7 +47,7 @@ def nuclei_geojson(nuclei: pa.Table) -> str:
 def overview_picture(slide: Slide, nuclei: pa.Table) -> Image.Image:
     """The slide with all outlines, and beside it three places in detail, with and without.
 
-    The places are squares of 120 µm where nuclei are dense, of middling density, and sparse.
+    The places are squares of 120 µm where nuclei are very dense, dense and of middling density.
     """
     polygons = shapely.from_wkb(nuclei["polygon_px"].to_pylist())
     width, height = slide.size_px
@@ -101,13 +101,13 @@ def _outlined(
 
 
 def _places_um(slide: Slide, nuclei: pa.Table) -> list[tuple[float, float]]:
-    """Upper left corners of squares at the 95th, 60th and 25th percentile of nuclei a square."""
+    """Upper left corners of squares at the 95th, 75th and 50th percentile of nuclei a square."""
     x_um = nuclei["x_px"].to_numpy() * slide.mpp
     y_um = nuclei["y_px"].to_numpy() * slide.mpp
     cells = np.column_stack([x_um // _ZOOM_UM, y_um // _ZOOM_UM]).astype(np.int64)
     corners, n_nuclei = np.unique(cells, axis=0, return_counts=True)
     order = np.argsort(n_nuclei, kind="stable")
-    ranks = sorted({round(q * (len(order) - 1)) for q in (0.95, 0.6, 0.25)} if len(order) else [])
+    ranks = sorted({round(q * (len(order) - 1)) for q in (0.95, 0.75, 0.5)} if len(order) else [])
     return [
         (float(corners[order[r], 0] * _ZOOM_UM), float(corners[order[r], 1] * _ZOOM_UM))
         for r in reversed(ranks)

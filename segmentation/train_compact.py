@@ -192,9 +192,7 @@ def stain_group_of_tile() -> dict[str, int]:
     return groups
 
 
-def train_and_save(
-    data: Path, out: Path, seed: int, left_out_group: int | None, scores: dict[str, float]
-) -> CompactMetadata:
+def train_and_save(data: Path, out: Path, seed: int, left_out_group: int | None) -> CompactMetadata:
     """Train on the tiles of `data` and on simulated ones; write `out` and its metadata beside it.
 
     The weights are stored as float16, which loads with `weights_only=True` and is read as float32.
@@ -231,7 +229,6 @@ def train_and_save(
         real_tiles_sha256=content_sha256(real),
         simulated_tiles_sha256=content_sha256(simulated),
         left_out_group=left_out_group,
-        scores=scores,
     )
     out.with_suffix(".json").write_text(metadata.model_dump_json(indent=1) + "\n")
     return metadata
@@ -243,10 +240,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="weights, with .json beside them")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--leave-out-group", type=int, help="stain group to train without")
-    parser.add_argument("--scores", type=Path, help="what benchmarks.nuclei measured, to be kept")
     given = parser.parse_args()
-    scores = {} if given.scores is None else json.loads(given.scores.read_text())
-    train_and_save(given.data, given.out, given.seed, given.leave_out_group, scores)
+    train_and_save(given.data, given.out, given.seed, given.leave_out_group)
 
 
 if __name__ == "__main__":
