@@ -19,6 +19,7 @@ from PIL import Image
 from pairing.geometry import Box, Points
 from pairing.slide import Slide
 from pairing.xenium import open_xenium
+from shards.errors import BadInput
 from shards.schema import PatchSpec
 
 INDEX_FILE = "index.parquet"
@@ -28,7 +29,7 @@ STAGE_VERSION = 1
 # tile is decoded for one core and at most for its neighbours' halos.
 BLOCK_PX = 2048
 
-# The two ends of the grey scale of a DAPI patch, as percentiles of the run's morphology.
+# The two ends of the grey scale of a DAPI patch, as percentiles of what the run imaged.
 DAPI_PERCENTILES = (1.0, 99.8)
 
 INDEX_SCHEMA = pa.schema(
@@ -109,7 +110,7 @@ def cut_block(
     with open_image() as slide, path.open("wb") as part:
         box = _clipped(block, spec.fov_um / slide.mpp)
         pixels = slide.read(box)
-        picture = Image.fromarray(_rgb(pixels, grey_scale))
+        picture = Image.fromarray(as_rgb(pixels, grey_scale))
         side_px = spec.fov_um / slide.mpp
         width, height = slide.size_px
         for row, (x, y) in zip(block.rows.tolist(), block.centres_px.tolist(), strict=True):
@@ -206,15 +207,30 @@ def _cut(picture: Image.Image, x: float, y: float, side_px: float, spec: PatchSp
 
 
 def _dapi_scale(slide: Slide) -> tuple[float, float]:
-    """Low and high intensity of the run, from its coarsest level of at least 256 px."""
+    """Low and high intensity of the run, from its coarsest level of at least 256 px.
+
+    Pixels of 0 were never imaged: the instrument scans the fields of view that were asked for and
+    leaves the rest of the picture at 0. Raises BadInput where nothing was imaged.
+    """
     levels = [i for i, level in enumerate(slide.levels) if min(level.size_px) >= 256] or [0]
     level = levels[-1]
     width, height = slide.levels[level].size_px
-    low, high = np.percentile(slide.read((0, 0, width, height), level), DAPI_PERCENTILES)
+    pixels = slide.read((0, 0, width, height), level)
+    if not pixels.any():
+        raise BadInput(
+            slide.path,
+            expected="a DAPI image",
+            found="pixels of 0 alone",
+            remedy="copy the morphology image again from the instrument's output",
+        )
+    low, high = np.percentile(pixels[pixels > 0], DAPI_PERCENTILES)
     return float(low), float(max(high, low + 1))
 
 
-def _rgb(pixels: npt.NDArray[Any], grey_scale: tuple[float, float] | None) -> npt.NDArray[np.uint8]:
+def as_rgb(
+    pixels: npt.NDArray[Any], grey_scale: tuple[float, float] | None
+) -> npt.NDArray[np.uint8]:
+    """(Y, X, 3) for the eye: RGB as it is, DAPI (Y, X, 1) with `grey_scale` from 0 to 255."""
     if grey_scale is None:
         return np.ascontiguousarray(pixels, dtype=np.uint8)
     low, high = grey_scale

@@ -12,6 +12,7 @@ import shapely
 
 from flows.report.embed import Rgb, jpeg_uri
 from pairing.geometry import Affine, Points
+from pairing.patches import as_rgb
 from pairing.slide import Slide
 
 OVERVIEW_PX, ZOOM_PX, CORNER_PX = 900, 840, 420
@@ -191,13 +192,9 @@ def _window(
 
 def _pixels(scene: Scene, box: tuple[int, int, int, int], mpp: float) -> tuple[Rgb, Affine]:
     pixels = scene.slide.read_at(box, mpp)
-    if scene.grey_scale is not None:
-        low, high = scene.grey_scale
-        scaled = (pixels[..., :1].astype(np.float32) - low) / (high - low) * 255
-        pixels = np.repeat(scaled.round().clip(0, 255).astype(np.uint8), 3, axis=2)
     scale = scene.slide.mpp / mpp
     moved = Affine.similarity(scale, 0.0, (-box[0], -box[1]))
-    return np.array(pixels, dtype=np.uint8, order="C"), moved
+    return np.array(as_rgb(pixels, scene.grey_scale)), moved  # a copy, to be drawn on
 
 
 def _inside(polygons: shapely.STRtree, window: shapely.Polygon) -> Polygons:
