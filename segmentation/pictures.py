@@ -26,7 +26,6 @@ def nuclei_geojson(nuclei: pa.Table) -> str:
     features = [
         {
             "type": "Feature",
-            "id": str(row["nucleus_id"]),
             "geometry": {
                 "type": "Polygon",
                 "coordinates": [np.round(shapely.get_coordinates(polygon), 2).tolist()],
@@ -34,7 +33,7 @@ def nuclei_geojson(nuclei: pa.Table) -> str:
             "properties": {
                 "objectType": "detection",
                 "classification": {"name": "Nucleus", "color": list(_OUTLINE_RGB)},
-                "measurements": {"area_um2": row["area_um2"], "score": row["score"]},
+                "measurements": row,
             },
         }
         for row, polygon in zip(
@@ -96,7 +95,9 @@ def _outlined(
     seen = shapely.box(corner[0], corner[1], far[0], far[1])
     for polygon in polygons_px[shapely.intersects(polygons_px, seen)]:
         ring = shapely.get_coordinates(polygon) * scale - (x0, y0)
-        draw.line([(float(x), float(y)) for x, y in ring], fill=_OUTLINE_RGB, width=1)
+        draw.line(
+            [(float(x), float(y)) for x, y in ring], fill=_OUTLINE_RGB, width=1 if mpp > 0.5 else 2
+        )
     return picture
 
 

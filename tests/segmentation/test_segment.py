@@ -100,6 +100,8 @@ def test_geojson_holds_every_outline(nuclei: pa.Table) -> None:
     collection = json.loads(nuclei_geojson(nuclei))
     assert collection["type"] == "FeatureCollection"
     assert len(collection["features"]) == len(nuclei)
+    measured = [feature["properties"]["measurements"] for feature in collection["features"]]
+    assert [m["nucleus_id"] for m in measured] == nuclei["nucleus_id"].to_pylist()
     for feature, polygon in zip(collection["features"], polygons_of(nuclei), strict=True):
         assert feature["properties"]["objectType"] == "detection"
         read = shapely.geometry.shape(feature["geometry"])
