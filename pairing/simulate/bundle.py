@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import h5py
 import numpy as np
@@ -17,16 +15,16 @@ import pyarrow.parquet as pq
 from scipy import sparse
 
 from pairing.simulate.cells_zarr import write_cells_zarr
+from pairing.simulate.manifests import PIXEL_UM, experiment, gene_panel
 from pairing.simulate.panel import Feature
 from pairing.simulate.pictures import write_morphology
 from pairing.simulate.polygons import MAX_VERTICES, mask_polygons
 from pairing.simulate.render import Labels
-from pairing.simulate.transcripts import QV_MIN, Transcripts
+from pairing.simulate.transcripts import Transcripts
 
 I32 = npt.NDArray[np.int32]
 F64 = npt.NDArray[np.float64]
 
-PIXEL_UM = 0.2125
 UNASSIGNED = "UNASSIGNED"
 METHODS = ("Segmented by nucleus expansion of 5.0µm", "Segmented by interior stain (18S)")
 
@@ -96,8 +94,11 @@ def write_bundle(folder: Path, section: Section, dapi: npt.NDArray[np.uint16]) -
     _write_zarr(folder / "cells.zarr.zip", section, cells, rings, owners)
     (folder / "morphology_focus").mkdir()
     write_morphology(folder / "morphology_focus" / "morphology_focus_0000.ome.tif", dapi, PIXEL_UM)
-    _write_json(folder / "gene_panel.json", _gene_panel(section))
-    _write_json(folder / "experiment.xenium", _experiment(section, cells))
+    _write_json(folder / "gene_panel.json", gene_panel(section.features))
+    _write_json(
+        folder / "experiment.xenium",
+        experiment(section.name, section.cell.shape, section.transcripts, section.features, cells),
+    )
 
 
 def _rings_um(labels: I32) -> list[F64]:
@@ -274,78 +275,6 @@ def _cell_summary(section: Section, cells: pa.Table) -> F64:
         ],
         axis=1,
     )  # fmt: skip
-
-
-def _gene_panel(section: Section) -> dict[str, Any]:
-    targets = [
-        {
-            "codewords": list(f.codewords),
-            "source": {"category": f.category},
-            "type": {
-                "data": {"id": f.id, "name": f.name},
-                "descriptor": "gene" if f.kind is None else f.category,
-            },
-        }
-        for f in section.features
-    ]
-    n_genes = sum(f.kind is None for f in section.features)
-    panel = {
-        "identity": {"design_id": "simulated_v1", "name": "Simulated human panel"},
-        "num_gene_targets": n_genes,
-        "species": "human",
-    }
-    return {"metadata": {"schema": "gene_panel"}, "payload": {"panel": panel, "targets": targets}}
-
-
-def _experiment(section: Section, cells: pa.Table) -> dict[str, Any]:
-    t = section.transcripts
-    is_gene = np.array([f.kind is None for f in section.features])[t.feature]
-    good = is_gene & (t.qv >= QV_MIN)
-    per_cell = cells["transcript_counts"].to_numpy()
-    cell_um2 = float(cells["cell_area"].to_numpy().sum())
-    nucleus_um2 = float(np.nansum(cells["nucleus_area"].to_numpy()))
-    expanded = float((cells["nucleus_count"].to_numpy() > 0).mean())
-    n_custom = sum(f.category == "custom_gene" for f in section.features)
-    n_genes = sum(f.kind is None for f in section.features)
-
-    def uuid(role: str) -> str:
-        digest = hashlib.sha256(f"{section.name}/{role}".encode()).digest()
-        return str(UUID(bytes=digest[:16], version=4))
-
-    return {
-        "major_version": 5, "minor_version": 0, "patch_version": 0,
-        "run_name": "simulated", "run_start_time": "2024-05-29T00:00:00Z",
-        "region_name": section.name, "preservation_method": "ffpe",
-        "num_cells": len(section.prefix),
-        "transcripts_per_cell": int(np.median(per_cell)),
-        "transcripts_per_100um": float(per_cell.sum() / cell_um2 * 100),
-        "region_area": float(section.cell.size * PIXEL_UM**2),
-        "total_cell_area": cell_um2,
-        "nuclear_transcripts_per_100um": float((good & t.in_nucleus).sum() / nucleus_um2 * 100),
-        "fraction_transcripts_assigned": float((t.cell[good] >= 0).mean()),
-        "segmented_cell_stain_frac": 1 - expanded,
-        "segmented_cell_boundary_frac": 0.0,
-        "segmented_cell_interior_frac": 1 - expanded,
-        "segmented_cell_nuc_expansion_frac": expanded,
-        "imported_cell_frac": 0.0,
-        "cassette_name": "simulated", "slide_id": "0000000",
-        "panel_type": "predesigned", "panel_design_id": "simulated_v1",
-        "panel_name": "Simulated human panel", "panel_organism": "Human",
-        "panel_tissue_type": "Simulated",
-        "panel_num_targets_predesigned": n_genes - n_custom,
-        "panel_num_targets_custom": n_custom,
-        "pixel_size": PIXEL_UM, "z_step_size": 3.0,
-        "instrument_sn": "SIMULATED", "instrument_sw_version": "3.0.0.0",
-        "analysis_sw_version": "xenium-3.0.0.0",
-        "analysis_uuid": uuid("analysis"), "experiment_uuid": uuid("experiment"),
-        "cassette_uuid": uuid("cassette"), "roi_uuid": uuid("roi"),
-        "well_uuid": uuid("well"), "calibration_uuid": uuid("calibration"),
-        "images": {
-            "morphology_focus_filepath": "morphology_focus/morphology_focus_0000.ome.tif",
-        },
-        "xenium_explorer_files": {"cells_zarr_filepath": "cells.zarr.zip"},
-        "segmentation_stain": "",
-    }  # fmt: skip
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -103,15 +103,20 @@ def _draw_clumps(rng: np.random.Generator, type_index: I64) -> F64:
     return np.stack([radius, angle, np.where(order < n, rng.uniform(0.7, 1.3, shape), 0)], axis=-1)
 
 
-def settle(nuclei: Nuclei, allowed: Callable[[F64], npt.NDArray[np.bool_]]) -> Nuclei:
-    """Move nuclei apart until hardly any overlap: each is three discs along its long axis."""
+def settle(
+    nuclei: Nuclei, keep_apart: float, allowed: Callable[[F64], npt.NDArray[np.bool_]]
+) -> Nuclei:
+    """Move nuclei apart, at `keep_apart` 1 until hardly any touch.
+
+    Each is three discs along its long axis.
+    """
     along = (
         np.array([-0.6, 0.0, 0.6]) * (nuclei.outlines.long_um - nuclei.outlines.short_um)[:, None]
     )
     heading = np.stack([np.cos(nuclei.angle), np.sin(nuclei.angle)], axis=1)
     offsets = along[..., None] * heading[:, None]
     centres = np.stack([nuclei.x_um, nuclei.y_um], axis=1)
-    radius = 1.08 * nuclei.outlines.short_um
+    radius = 1.08 * keep_apart * nuclei.outlines.short_um
     centres = push_apart(centres, offsets, radius, 40, allowed)
     return replace(nuclei, x_um=centres[:, 0], y_um=centres[:, 1])
 

@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pairing.geometry import Affine
-from pairing.simulate.bundle import PIXEL_UM, Section, write_bundle
+from pairing.simulate.bundle import Section, write_bundle
 from pairing.simulate.celltypes import N_TYPES
 from pairing.simulate.donor import draw_stain
 from pairing.simulate.expression import draw_model
+from pairing.simulate.manifests import PIXEL_UM
 from pairing.simulate.panel import features
 from pairing.simulate.params import SimulationParams
 from pairing.simulate.pictures import write_he

@@ -26,7 +26,8 @@ def labelled_tile(
     stain = replace(stain, blur_um=stain.blur_um * float(rng.uniform(0.8, 2.0)))
     span_um = size_px * mpp
     field_um = 1.5 * span_um + 20
-    tissue = draw_field(rng, field_um, crowding=float(rng.uniform(0.7, 1.7)))
+    crowding, keep_apart = float(rng.uniform(0.7, 2.0)), float(rng.uniform(0.45, 1.0))
+    tissue = draw_field(rng, field_um, crowding, keep_apart)
     turn = rng.uniform(0, 2 * np.pi)
     c, s = mpp * np.cos(turn), mpp * np.sin(turn)
     centre = field_um / 2 - np.array([[c, -s], [s, c]]) @ [size_px / 2, size_px / 2]

@@ -59,15 +59,21 @@ def draw_section(rng: np.random.Generator, n_cells: int) -> Tissue:
         n = trial.layers(x, y).cells_per_mm2.sum() * (x[1] - x[0]) ** 2 * 1e-6
         low, high = (radius, high) if n < n_cells else (low, radius)
     placed, width, height = _on_slide(trial, radius)
-    return _populate(rng, placed, width, height, n_cells)
+    return _populate(rng, placed, width, height, n_cells, 1.0)
 
 
-def draw_field(rng: np.random.Generator, size_um: float, crowding: float) -> Tissue:
-    """A square field full of tissue, without an edge; `crowding` multiplies the usual density."""
+def draw_field(
+    rng: np.random.Generator, size_um: float, crowding: float, keep_apart: float
+) -> Tissue:
+    """A square field full of tissue, without an edge.
+
+    `crowding` multiplies the usual density, `keep_apart` the distance that nuclei keep: at 1 few
+    touch, well below they lie in clusters and overlap a little.
+    """
     tissue_map = TissueMap.draw(rng, None)
     grid = np.arange(0, size_um, _GRID_UM)
     n = crowding * tissue_map.layers(grid, grid).cells_per_mm2.sum() * _GRID_UM**2 * 1e-6
-    return _populate(rng, tissue_map, size_um, size_um, max(4, round(n)))
+    return _populate(rng, tissue_map, size_um, size_um, max(4, round(n)), keep_apart)
 
 
 def _on_slide(tissue_map: TissueMap, radius: float) -> tuple[TissueMap, float, float]:
@@ -81,7 +87,12 @@ def _on_slide(tissue_map: TissueMap, radius: float) -> tuple[TissueMap, float, f
 
 
 def _populate(
-    rng: np.random.Generator, tissue_map: TissueMap, width: float, height: float, n: int
+    rng: np.random.Generator,
+    tissue_map: TissueMap,
+    width: float,
+    height: float,
+    n: int,
+    keep_apart: float,
 ) -> Tissue:
     x, y = np.arange(0, width, _GRID_UM), np.arange(0, height, _GRID_UM)
     layers = tissue_map.layers(x, y)
@@ -96,7 +107,7 @@ def _populate(
     chosen = rng.choice(weight.size, n, p=weight / weight.sum())
     points = np.stack([x[chosen % len(x)], y[chosen // len(x)]], axis=1)
     points = points + rng.uniform(-_GRID_UM / 2, _GRID_UM / 2, points.shape)
-    spacing = 0.40 * 1e3 / np.sqrt(at(density, points))
+    spacing = 0.40 * keep_apart * 1e3 / np.sqrt(at(density, points))
     points = push_apart(points, np.zeros((n, 1, 2)), spacing, 30, lambda p: at(density, p) > 0)
 
     nest, aggregate = at(layers.nest, points), at(layers.aggregate, points)
@@ -112,7 +123,7 @@ def _populate(
     has_nucleus = rng.random(n) >= SHARE_WITHOUT_NUCLEUS
     twins = np.flatnonzero(has_nucleus & (rng.random(n) < SHARE_TWO_NUCLEI))
     nuclei = draw_nuclei(rng, points, type_index, angle, twins)
-    nuclei = settle(nuclei, lambda p: at(density, p) > 0)
+    nuclei = settle(nuclei, keep_apart, lambda p: at(density, p) > 0)
     cells = Cells(
         type_index=type_index,
         state=state,
