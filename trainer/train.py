@@ -19,11 +19,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from shards.errors import BadInput, BadInputs
-from shards.stream import Order, read_stream
+from shards.stream import Indices, Order, read_stream
 from trainer.augment import drawn_views, restained, step_generator, thinned, views
 from trainer.checkpoint import (
     check_resumable,
@@ -114,11 +115,7 @@ def train(
         step, cursor = 0, 0
         if config.model.image_weights is not None:
             model.image.load(config.model.image_weights)
-        sample = loader.read(order.indices(range(min(_STANDARDISE_ON, len(stream)))))
-        model.gene.standardise(
-            expression(dense_counts(sample, len(vocabulary.genes))),
-            loader.measured_PG[sample.panel_B].float(),
-        )
+        _standardise(model, loader, order.indices(range(min(_STANDARDISE_ON, len(stream)))))
         model.to(device)
     config.run.out.mkdir(parents=True, exist_ok=True)
     (config.run.out / "config.json").write_text(config.model_dump_json(indent=1))
@@ -127,6 +124,9 @@ def train(
         f"steps {step} to {config.optim.steps}",
         flush=True,
     )
+
+    if step >= config.optim.steps:
+        return True
 
     # --- the loop
     measured_PG = loader.measured_PG.to(device)
@@ -172,7 +172,7 @@ def train(
                     f"step {step}, samples {stream.keys(batch.index_B.tolist()[:3])} …",
                     expected="a finite loss and gradient",
                     found=f"loss {loss.item()}, gradient norm {grad_norm.item()}",
-                    remedy="lower optim.lr and go on from the last checkpoint with --resume",
+                    remedy="lower optim.lr and start a new run with another run.out",
                 )
             optimizer.step()
             step, cursor, timed_samples = step + 1, cursor + n, timed_samples + n
@@ -224,6 +224,15 @@ def learning_rate(step: int, optim: OptimConfig) -> float:
         return optim.lr * (step + 1) / optim.warmup_steps
     done = (step - optim.warmup_steps) / (optim.steps - optim.warmup_steps)
     return optim.lr * (1 + math.cos(math.pi * done)) / 2
+
+
+def _standardise(model: PairModel, loader: Loader, indices: Indices) -> None:
+    expression_SG, measured_SG = [], []
+    for some in np.array_split(indices, -(-len(indices) // 256)):
+        batch = loader.read(some)
+        expression_SG.append(expression(dense_counts(batch, len(loader.vocabulary.genes))))
+        measured_SG.append(loader.measured_PG[batch.panel_B].float())
+    model.gene.standardise(torch.cat(expression_SG), torch.cat(measured_SG))
 
 
 def _validation_loader(config: TrainConfig, vocabulary: Vocabulary) -> Loader | None:
