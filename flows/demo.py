@@ -155,34 +155,36 @@ def oracle_lines(run: pipeline.CuratedRun, truth: Path, batches: Path) -> list[R
     panel = read_record(folder / PANEL_FILE, Panel)
     cells = read_cells(folder)
     row_of_key = {sample_key(run.config.id, c): i for i, c in enumerate(cells["cell_id"])}
-    table = pq.read_table(batches)
-    rows = np.array([row_of_key[key] for key in table["key"].to_pylist()])
+    tables = sorted(run.built["shards"].folder.glob("*.parquet"))
+    keys = [key for t in tables for key in pq.read_table(t, columns=["key"])["key"].to_pylist()]
+    rows = np.array([row_of_key[key] for key in keys])
     score_cell_by_image = pointwise_mutual_information(
         truth,
         read_counts(folder, len(panel.genes))[rows],
         [gene.symbol for gene in panel.genes],
         cells["cell_id"].to_numpy()[rows].tolist(),
     )
-    batch = table["batch"].to_numpy()
-    scopes: dict[Scope, list[npt.NDArray[np.bool_]]] = {
-        "batch": [batch == b for b in np.unique(batch)],
-        "all": [np.ones(len(batch), dtype=bool)],
+    place = {key: i for i, key in enumerate(keys)}
+    scored = pq.read_table(batches).to_pandas().groupby("batch")["key"]
+    scopes: dict[Scope, list[npt.NDArray[np.int64]]] = {
+        "batch": [np.array([place[key] for key in batch]) for _, batch in scored],
+        "all": [np.arange(len(keys))],
     }
     directions: dict[Direction, npt.NDArray[np.float64]] = {
         "image_to_genes": score_cell_by_image.T,
         "genes_to_image": score_cell_by_image,
     }
     lines = []
-    for scope, masks in scopes.items():
+    for scope, groups in scopes.items():
         for direction, score in directions.items():
-            rank = np.concatenate([own_ranks(score[np.ix_(m, m)]) for m in masks])
+            rank = np.concatenate([own_ranks(score[np.ix_(g, g)]) for g in groups])
             lines.append(
                 RetrievalLine(
                     method="oracle",
                     scope=scope,
                     direction=direction,
                     n_queries=len(rank),
-                    n_candidates=int(masks[0].sum()),
+                    n_candidates=len(groups[0]),
                     r_at_1=float((rank <= 1).mean()),
                     r_at_5=float((rank <= 5).mean()),
                     r_at_10=float((rank <= 10).mean()),
