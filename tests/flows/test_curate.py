@@ -277,7 +277,7 @@ def mirrored(matrix: np.ndarray) -> np.ndarray:
     [
         (np.linalg.inv, "the slide says"),
         (mirrored, "variant with r"),
-        (lambda m: m @ np.diag([1.06, 1.06, 1.0]), "set mpp = 0.2583"),
+        (lambda m: m @ np.diag([1.06, 1.06, 1.0]), "set mpp = 0.2902"),
     ],
     ids=["inverse", "mirrored", "wrong scale"],
 )
