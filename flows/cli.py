@@ -24,20 +24,23 @@ _LATER = {
     "export": "read the shards with webdataset and the .parquet beside each tar",
     "clean": "remove folders below OUT/runs that no datasets/*.json names",
 }
+# The same for options, by command.
+_LATER_OPTIONS = {
+    ("curate", "--plan"): "run it: what is there already is not made again",
+    ("curate", "--xenium"): "write a config: the README shows one",
+    ("segment", "--labels"): "rasterise the outlines of nuclei.parquet",
+    ("train", "--init-from"): "give the image weights by model.image_weights, or start anew",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (0 done, 1 faults, 2 bad input, 3 stopped)."""
-    parser = _parser()
-    args, rest = parser.parse_known_args(argv)
-    if rest and not args.later:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    argv = sys.argv[1:] if argv is None else argv
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("cellpair").setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, _stop)
-    command: Callable[[argparse.Namespace], int] = args.command
     try:
-        return command(args)
+        return _run(argv)
     except (BadInput, BadInputs) as error:
         print(f"cellpair: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -48,6 +51,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger("cellpair").debug("", exc_info=True)
         print(f"cellpair: {type(error).__name__}: {error}", file=sys.stderr)
         return FAULTS_FOUND
+
+
+def _run(argv: Sequence[str]) -> int:
+    for (name, option), instead in _LATER_OPTIONS.items():
+        if argv[:1] == [name] and option in argv:
+            raise not_there_yet("command line", f"`cellpair {name} {option}`", instead)
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and not args.later:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    command: Callable[[argparse.Namespace], int] = args.command
+    return command(args)
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:

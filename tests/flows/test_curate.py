@@ -347,10 +347,20 @@ def test_blocks_on_dask_give_the_same_bytes(simulated: Path, tmp_path: Path) -> 
         assert (a / name).read_bytes() == (b / name).read_bytes(), name
 
 
-def test_commands_that_are_not_there_yet_say_what_to_do(
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["register", "--xenium", "x"],
+        ["predict", "a", "b"],
+        ["curate", "--xenium", "x", "--slide", "s"],
+        ["curate", "c.toml", "--plan"],
+        ["train", "t.toml", "--init-from", "c"],
+    ],
+)
+def test_what_is_not_there_yet_says_what_to_do(
+    capsys: pytest.CaptureFixture[str], words: list[str]
 ) -> None:
-    assert main(["register", "--xenium", "x"]) == 2
+    assert main(words) == 2
     assert "not there yet" in capsys.readouterr().err
 
 
