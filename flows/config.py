@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from pairing.cells import CellsConfig
+from pairing.cells import CellsOptions
 from pairing.pack import Filters
 from shards.errors import BadInput, BadInputs, not_there_yet
 from shards.schema import SPLITS, PatchSpec, Record, RunId, Split
@@ -50,19 +50,6 @@ class PatchConfig(Record):
 
     def spec(self, image: Literal["he", "morphology"]) -> PatchSpec:
         return PatchSpec(image=image, **self.model_dump())
-
-
-class CellsSection(Record):
-    """`[cells]`; the centre comes from `[patch]`."""
-
-    unit: Literal["xenium"] = "xenium"
-    counts: Literal["auto"] = "auto"
-    qv_min: float = Field(default=20, ge=0, le=40)
-    neighbors_k: int = Field(default=8, ge=0, le=64)
-    neighbors_radius_um: float = Field(default=50.0, gt=0)
-
-    def with_center(self, center: Literal["nucleus", "cell"]) -> CellsConfig:
-        return CellsConfig(**self.model_dump(), center=center)
 
 
 class SegmentationSection(Record):
@@ -133,7 +120,7 @@ class CurateConfig(Record):
     name: Annotated[str, Field(min_length=1)]
     out: Path
     patch: PatchConfig = PatchConfig()
-    cells: CellsSection = CellsSection()
+    cells: CellsOptions = CellsOptions()
     segmentation: SegmentationSection = SegmentationSection()
     registration: RegistrationSection = RegistrationSection()
     filters: Filters = Filters()

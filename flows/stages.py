@@ -212,7 +212,9 @@ class RunStages:
     # Cells: counts, centres, matches, neighbours.
 
     def _make_cells(self) -> Built:
-        config = self.config.cells.with_center(self.config.patch.center)
+        config = cells.CellsConfig(
+            **self.config.cells.model_dump(), center=self.config.patch.center
+        )
         return self._artifact(
             "cells",
             cells.STAGE_VERSION,

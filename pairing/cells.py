@@ -30,14 +30,19 @@ _COUNTS_FILES = ("counts_indptr.npy", "counts_indices.npy", "counts_data.npy")
 STAGE_VERSION = 1
 
 
-class CellsConfig(Record):
-    """`[cells]` of the config and `patch.center`: all that decides the bytes of the stage."""
+class CellsOptions(Record):
+    """`[cells]` of the config."""
 
     unit: Literal["xenium"] = "xenium"
     counts: Literal["auto"] = "auto"
     qv_min: float = Field(default=20, ge=0, le=40)
     neighbors_k: int = Field(default=8, ge=0, le=64)
     neighbors_radius_um: float = Field(default=50.0, gt=0)
+
+
+class CellsConfig(CellsOptions):
+    """All that decides the bytes of the stage: `[cells]`, and `patch.center`."""
+
     center: Literal["nucleus", "cell"] = "nucleus"
 
 
