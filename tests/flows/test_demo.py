@@ -35,7 +35,7 @@ def test_the_demo_goes_through_and_is_not_done_twice(
     assert told.rstrip().splitlines()[-1].startswith(f"report: {out}/curated/report/index.html")
     figures = read_record(out / FIGURES_FILE, Figures)
     assert set(figures.r_at_5) == {"model", "oracle", "ridge", "shuffled_pairs", "chance"}
-    # 400 pairs are too few for the demo's figures, but nobody beats the oracle, and it beats chance.
+    # 400 pairs are too few for the demo's figures, but nothing beats the oracle.
     for direction, oracle in figures.r_at_5["oracle"].items():
         assert oracle > 0.5
         for method in ("model", "ridge", "shuffled_pairs", "chance"):
