@@ -170,12 +170,20 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _simulate(args: argparse.Namespace) -> int:
+    from pydantic import ValidationError
+
     from pairing.simulate import SimulationParams, simulate
 
-    simulate(
-        args.out.resolve(),
-        SimulationParams(n_cells=args.cells, seed=args.seed, layout=args.layout),
-    )
+    try:
+        params = SimulationParams(n_cells=args.cells, seed=args.seed, layout=args.layout)
+    except ValidationError as error:
+        raise BadInput(
+            "cellpair simulate",
+            expected="--cells of 20 or more, --seed of 0 or more, a --layout of the interface",
+            found="; ".join(f"{e['loc'][0]} = {e['input']}: {e['msg']}" for e in error.errors()),
+            remedy="see cellpair simulate --help",
+        ) from error
+    simulate(args.out.resolve(), params)
     print(args.out)
     return DONE
 

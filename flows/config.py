@@ -165,7 +165,8 @@ def read_curate_config(path: Path) -> CurateConfig:
         refused = {f.where for f in faults}
         faults += [f for f in _faults_of(path, error) if f.where not in refused]
         raise BadInputs(faults) from error
-    faults += _missing_inputs(path, config)
+    refused = {f.where for f in faults}
+    faults += [f for f in _missing_inputs(path, config) if f.where not in refused]
     if faults:
         raise BadInputs(faults)
     return config
@@ -227,15 +228,18 @@ def _resolve_paths(raw: dict[str, Any], folder: Path) -> None:
 def _faults_of(path: Path, error: ValidationError) -> list[BadInput]:
     faults = []
     for fault in error.errors():
-        unknown = fault["type"] == "extra_forbidden"
-        faults.append(
-            BadInput(
-                _at(path, *fault["loc"]) if fault["loc"] else str(path),
-                expected="a key of the interface" if unknown else fault["msg"],
-                found="an unknown key" if unknown else _short(fault["input"]),
-                remedy="remove it or mend its spelling" if unknown else "mend the value",
-            )
-        )
+        if fault["type"] == "extra_forbidden":
+            words = ("a key of the interface", "an unknown key", "remove it or mend its spelling")
+        elif fault["type"] == "missing":
+            words = ("a value, since nothing can stand for it", "no such key", "give it")
+        elif fault["type"] == "value_error":
+            # Raised by our own validators: the message says what is wrong with several keys.
+            found = fault["msg"].removeprefix("Value error, ")
+            words = ("keys that go together", found, "mend them")
+        else:
+            words = (fault["msg"], _short(fault["input"]), "mend the value")
+        where = _at(path, *fault["loc"]) if fault["loc"] else str(path)
+        faults.append(BadInput(where, expected=words[0], found=words[1], remedy=words[2]))
     return faults
 
 

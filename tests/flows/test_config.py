@@ -104,7 +104,7 @@ def test_missing_inputs_are_all_named(tmp_path: Path) -> None:
     [
         ('alignment = "raw/alignment.csv"', "alignment is missing"),
         ('slide = "raw/he.ome.tif"', "either slide"),
-        ('donor = "D1"', "Field required"),
+        ('donor = "D1"', "no such key"),
     ],
 )
 def test_a_run_without_what_it_needs(tmp_path: Path, change: str, words: str) -> None:

@@ -17,6 +17,7 @@ preset = "small"
 data = "{data}"
 [model]
 image = "test_resnet"
+image_options = {{}}
 image_px = 32
 fov_um = "patch"
 gene_hidden = [32]
