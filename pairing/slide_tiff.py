@@ -40,6 +40,20 @@ _PHOTOMETRICS = {1: "grey", 2: "RGB", 6: "YCbCr"}
 
 
 @contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Around the parsing of a TIFF: what is cut or broken becomes a BadInput that names it."""
+    try:
+        yield
+    except TiffFileError as error:
+        raise BadInput(
+            path,
+            expected="a whole TIFF file",
+            found=str(error),
+            remedy="check that the file was copied whole",
+        ) from error
+
+
+@contextmanager
 def open_tiff(
     path: Path, *, want_mpp: bool, first_plane: bool = False
 ) -> Iterator[tuple[list[TiffLevel], float | None] | None]:
@@ -48,17 +62,9 @@ def open_tiff(
     None where OpenSlide should read the file instead. `first_plane` believes no OME description.
     Raises BadInput on files that hold no single slide.
     """
-    try:
-        # With is_ome=None tifffile finds out for itself.
-        file = TiffFile(path, is_ome=False if first_plane else None)
-    except TiffFileError as error:
-        raise BadInput(
-            path,
-            expected="a TIFF file",
-            found=str(error),
-            remedy="check that the file was copied whole",
-        ) from error
-    with file:
+    # With is_ome=None tifffile finds out for itself.
+    is_ome = False if first_plane else None
+    with _whole(path), TiffFile(path, is_ome=is_ome) as file:
         page = file.pages.first
         if file.is_philips or file.is_bif or file.is_ndpi or file.is_scn:
             yield None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
 from functools import cached_property
@@ -266,6 +267,8 @@ class BundleRun:
     @cached_property
     def _masks(self) -> Any:
         path = self._files.path(MASKS)
+        with parsed(path), zipfile.ZipFile(path):
+            pass  # zarr hides what is wrong with a zip behind an error of its own
         store = zarr.storage.ZipStore(path, mode="r", read_only=True)
         self._stack.callback(store.close)
         group: Any = zarr.open_group(store, mode="r", zarr_format=2)

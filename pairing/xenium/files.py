@@ -18,12 +18,21 @@ from shards.errors import BadInput
 MANIFEST = "experiment.xenium"
 
 
+_PARSE_ERRORS = (
+    pa.ArrowInvalid,
+    json.JSONDecodeError,
+    zipfile.BadZipFile,
+    KeyError,
+    UnicodeDecodeError,
+)
+
+
 @contextmanager
 def parsed(path: Path) -> Iterator[None]:
     """Around the parsing of a file: turns a complaint of the library into a BadInput."""
     try:
         yield
-    except (pa.ArrowInvalid, json.JSONDecodeError, OSError, KeyError, UnicodeDecodeError) as error:
+    except (*_PARSE_ERRORS, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's fault, not the file's
         raise BadInput(

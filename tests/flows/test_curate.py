@@ -337,6 +337,39 @@ species = "human"
     assert curate(tmp_path, simulated, "--only", "r9", more=second) == 2
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cells.parquet",
+        "transcripts.parquet",
+        "nucleus_boundaries.parquet",
+        "cell_feature_matrix.h5",
+        "cells.zarr.zip",
+        "experiment.xenium",
+    ],
+)
+def test_a_cut_file_of_the_bundle_is_named(
+    simulated: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(simulated, run)
+    whole = (run / "outs" / name).read_bytes()
+    (run / "outs" / name).write_bytes(whole[: len(whole) // 2])
+    assert curate(tmp_path, run) == 2
+    assert name in caplog.text
+    assert not (tmp_path / "out dir" / "dataset.json").exists()
+
+
+def test_a_cut_slide_is_named(
+    simulated: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    slide = tmp_path / "cut.ome.tif"
+    whole = (simulated / "he.ome.tif").read_bytes()
+    slide.write_bytes(whole[: len(whole) // 2])
+    assert curate(tmp_path, simulated, slide=slide) == 2
+    assert "cut.ome.tif" in caplog.text
+
+
 def test_blocks_on_dask_give_the_same_bytes(simulated: Path, tmp_path: Path) -> None:
     for side, workers in (("a", "1"), ("b", "2")):
         (tmp_path / side).mkdir()
