@@ -172,10 +172,11 @@ def _demo(args: argparse.Namespace) -> int:
 def _simulate(args: argparse.Namespace) -> int:
     from pydantic import ValidationError
 
-    from pairing.simulate import SimulationParams, simulate
+    from pairing.simulate import BundleParams, SimulationParams, simulate
 
     try:
-        params = SimulationParams(n_cells=args.cells, seed=args.seed, layout=args.layout)
+        bundle = BundleParams(layout=args.layout)
+        params = SimulationParams(n_cells=args.cells, seed=args.seed, bundle=bundle)
     except ValidationError as error:
         raise BadInput(
             "cellpair simulate",

@@ -38,8 +38,8 @@ def simulate(out: Path, params: SimulationParams) -> None:
     a size that is not there yet.
     """
     out = Path(out).resolve()
-    if params.layout != "xoa-3.0":
-        raise not_there_yet("--layout", params.layout, "use xoa-3.0")
+    if params.bundle.layout != "xoa-3.0":
+        raise not_there_yet("--layout", params.bundle.layout, "use xoa-3.0")
     if params.n_cells > MAX_CELLS:
         found = f"{params.n_cells} cells (the limit is {MAX_CELLS})"
         raise not_there_yet("--cells", found, "simulate several sections")
@@ -95,7 +95,7 @@ def _simulate_into(folder: Path, params: SimulationParams) -> None:
     slide = _slide_frame(tissue, params, scan)
     slide_labels = label_frame(tissue, slide)
     he = paint_he(tissue, slide, slide_labels, draw_stain(stain_rng), he_noise)
-    write_he(folder / "he.ome.tif", he, params.he_mpp)
+    write_he(folder / "he.ome.tif", he, params.slide.mpp)
     _write_alignment(folder, tissue, morphology, slide, scan)
     (folder / "truth").mkdir()
     write_truth(folder / "truth", params, tissue, cell_ids, model, morphology, slide, slide_labels)
@@ -115,12 +115,12 @@ def _morphology_frame(tissue: Tissue) -> Frame:
 def _slide_frame(tissue: Tissue, params: SimulationParams, rng: np.random.Generator) -> Frame:
     """The scanner's field: turned as the slide lay, and around all of the tissue."""
     drawn_deg = float(rng.uniform(0, 360))
-    turn_deg = drawn_deg if params.rotation_deg is None else params.rotation_deg
+    turn_deg = drawn_deg if params.slide.rotation_deg is None else params.slide.rotation_deg
     turned = Affine.similarity(
-        params.he_mpp, float(np.deg2rad(turn_deg)), (0.0, 0.0), mirror=params.mirror
+        params.slide.mpp, float(np.deg2rad(turn_deg)), (0.0, 0.0), mirror=params.slide.mirror
     )
     cells_px = turned.inverse(np.stack([tissue.nuclei.x_um, tissue.nuclei.y_um], axis=1))
-    left, right, top, bottom = (margin / params.he_mpp for margin in _HE_MARGIN_UM)
+    left, right, top, bottom = (margin / params.slide.mpp for margin in _HE_MARGIN_UM)
     x0, y0 = cells_px.min(axis=0) - np.array([left, top])
     x1, y1 = cells_px.max(axis=0) + np.array([right, bottom])
     corner = Affine.similarity(1.0, 0.0, (float(x0), float(y0)))

@@ -21,7 +21,13 @@ from pydantic import ValidationError
 from scipy import sparse
 from shapely import Polygon
 
-from pairing.simulate import SimulationParams, labelled_tile, simulate
+from pairing.simulate import (
+    BundleParams,
+    SimulationParams,
+    SlideParams,
+    labelled_tile,
+    simulate,
+)
 from pairing.simulate.expression import ExpressionModel
 from pairing.simulate.oracle import log_likelihood, pointwise_mutual_information
 from shards.errors import BadInput
@@ -37,14 +43,14 @@ CATEGORIES = {
 @pytest.fixture(scope="module")
 def section(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("with space µ 組織") / "donor one"
-    simulate(out, SimulationParams(n_cells=N_CELLS, seed=41, he_mpp=0.26))
+    simulate(out, SimulationParams(n_cells=N_CELLS, seed=41, slide=SlideParams(mpp=0.26)))
     return out
 
 
 @pytest.fixture(scope="module")
 def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("larger") / "s"
-    simulate(out, SimulationParams(n_cells=500, seed=44, he_mpp=1.0))
+    simulate(out, SimulationParams(n_cells=500, seed=44, slide=SlideParams(mpp=1.0)))
     return out
 
 
@@ -255,7 +261,10 @@ def test_alignment_files_and_truth_agree(section: Path) -> None:
 def test_both_pictures_show_each_nucleus_where_the_truth_has_it(
     tmp_path: Path, mirror: bool
 ) -> None:
-    simulate(tmp_path / "s", SimulationParams(n_cells=60, seed=7, rotation_deg=200, mirror=mirror))
+    simulate(
+        tmp_path / "s",
+        SimulationParams(n_cells=60, seed=7, slide=SlideParams(rotation_deg=200, mirror=mirror)),
+    )
     truth = pq.read_table(tmp_path / "s/truth/he_nuclei.parquet").to_pandas()
     labels = tifffile.imread(tmp_path / "s/truth/he_nuclei.tif")
     he = tifffile.imread(tmp_path / "s/he.ome.tif", is_ome=False)
@@ -297,7 +306,9 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 
 def test_the_same_seed_gives_the_same_bytes(section: Path, tmp_path: Path) -> None:
-    simulate(tmp_path / "again", SimulationParams(n_cells=N_CELLS, seed=41, he_mpp=0.26))
+    simulate(
+        tmp_path / "again", SimulationParams(n_cells=N_CELLS, seed=41, slide=SlideParams(mpp=0.26))
+    )
     assert _hashes(tmp_path / "again") == _hashes(section)
     assert sorted(_hashes(section))[0] == "he.ome.tif"
 
@@ -306,7 +317,12 @@ def test_two_sections_of_one_donor_share_the_donor(tmp_path: Path) -> None:
     donors = []
     for seed, donor_seed in ((1, None), (2, 1), (2, None)):
         out = tmp_path / f"{seed}-{donor_seed}"
-        simulate(out, SimulationParams(n_cells=20, seed=seed, donor_seed=donor_seed, he_mpp=1.0))
+        simulate(
+            out,
+            SimulationParams(
+                n_cells=20, seed=seed, donor_seed=donor_seed, slide=SlideParams(mpp=1.0)
+            ),
+        )
         with np.load(out / "truth" / "expression.npz", allow_pickle=False) as model:
             donors.append(model["donor"])
     np.testing.assert_array_equal(donors[0], donors[1])
@@ -320,7 +336,9 @@ def test_a_folder_in_use_and_other_layouts_are_refused(tmp_path: Path) -> None:
         simulate(tmp_path / "used", SimulationParams(n_cells=20))
     assert [p.name for p in tmp_path.iterdir()] == ["used"]
     with pytest.raises(BadInput, match="not there yet"):
-        simulate(tmp_path / "new", SimulationParams(n_cells=20, layout="xoa-1.0"))
+        simulate(
+            tmp_path / "new", SimulationParams(n_cells=20, bundle=BundleParams(layout="xoa-1.0"))
+        )
     with pytest.raises(BadInput, match="not there yet"):
         simulate(tmp_path / "new", SimulationParams(n_cells=10**6))
     with pytest.raises(ValidationError):
