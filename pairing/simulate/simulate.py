@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import csv
 import shutil
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from uuid import uuid4
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
 from pairing.geometry import Affine
-from pairing.simulate.bundle import Section, write_bundle
+from pairing.simulate.bundle import STAINS, cell_id_strings, write_bundle, zip_bundle
 from pairing.simulate.celltypes import N_TYPES
 from pairing.simulate.donor import draw_stain
 from pairing.simulate.expression import draw_model
-from pairing.simulate.manifests import PIXEL_UM
-from pairing.simulate.panel import features
+from pairing.simulate.panel import Feature, features
 from pairing.simulate.params import SimulationParams
 from pairing.simulate.pictures import write_he
-from pairing.simulate.render import Frame, label_frame, paint_dapi, paint_he
+from pairing.simulate.polygons import mask_polygons, rings_um
+from pairing.simulate.render import Frame, Labels, label_frame, paint_dapi, paint_he
+from pairing.simulate.section import PIXEL_UM, Masses, Section, Transcripts
 from pairing.simulate.tissue import Tissue, draw_section
+from pairing.simulate.transcripts import Transcripts as DrawnTranscripts
 from pairing.simulate.transcripts import draw_transcripts
 from pairing.simulate.truth import write_truth
 from shards.errors import BadInput, not_there_yet
@@ -34,12 +39,10 @@ def simulate(out: Path, params: SimulationParams) -> None:
     """Write `outs/`, `he.ome.tif`, both alignment files and `truth/` into `out`.
 
     `out` must not exist or be an empty folder; it appears whole at the end or not at all. The
-    same parameters give the same bytes. Raises BadInput for an `out` in use, and for a layout or
-    a size that is not there yet.
+    same parameters give the same bytes. Raises BadInput for an `out` in use, and for a size
+    that is not there yet.
     """
     out = Path(out).resolve()
-    if params.bundle.layout != "xoa-3.0":
-        raise not_there_yet("--layout", params.bundle.layout, "use xoa-3.0")
     if params.n_cells > MAX_CELLS:
         found = f"{params.n_cells} cells (the limit is {MAX_CELLS})"
         raise not_there_yet("--cells", found, "simulate several sections")
@@ -79,17 +82,21 @@ def _simulate_into(folder: Path, params: SimulationParams) -> None:
     morphology = _morphology_frame(tissue)
     labels = label_frame(tissue, morphology)
     rows = features()
-    section = Section.of(
-        name=f"seed-{params.seed}",
-        prefix=_draw_prefixes(ids, params.n_cells),
-        labels=labels,
-        cell_of_nucleus=tissue.nuclei.cell,
-        transcripts=draw_transcripts(tissue, labels, PIXEL_UM, model, rows, molecules),
-        features=rows,
+    transcripts = draw_transcripts(tissue, labels, PIXEL_UM, model, rows, molecules)
+    section = _section(
+        f"seed-{params.seed}",
+        _draw_prefixes(ids, params.n_cells),
+        labels,
+        tissue.nuclei.cell,
+        transcripts,
+        rows,
+        paint_dapi(tissue, morphology, labels, dapi_noise),
     )
     (folder / "outs").mkdir()
-    write_bundle(folder / "outs", section, paint_dapi(tissue, morphology, labels, dapi_noise))
-    cell_ids = section.cell_ids
+    write_bundle(folder / "outs", section, params.bundle)
+    if params.bundle.zipped:
+        zip_bundle(folder / "outs", folder / "outs.zip")
+    cell_ids = cell_id_strings(section.prefix, params.bundle.layout)
     del labels, section
 
     slide = _slide_frame(tissue, params, scan)
@@ -99,6 +106,60 @@ def _simulate_into(folder: Path, params: SimulationParams) -> None:
     _write_alignment(folder, tissue, morphology, slide, scan)
     (folder / "truth").mkdir()
     write_truth(folder / "truth", params, tissue, cell_ids, model, morphology, slide, slide_labels)
+
+
+def _section(
+    name: str,
+    prefix: npt.NDArray[np.uint32],
+    labels: Labels,
+    cell_of_nucleus: npt.NDArray[np.int64],
+    drawn: DrawnTranscripts,
+    rows: tuple[Feature, ...],
+    dapi: npt.NDArray[np.uint16],
+) -> Section:
+    """Number the nuclei that are to be seen without gaps; `cell_of_nucleus` is of all."""
+    seen = np.unique(labels.nucleus)[1:]
+    number = np.zeros(len(cell_of_nucleus) + 1, np.int32)
+    number[seen] = np.arange(1, len(seen) + 1)
+    nucleus = number[labels.nucleus]
+    # Stand-ins for the stains: borders, whole cells, and cells but for their nuclei.
+    edge = cv2.morphologyEx(labels.cell.astype(np.float32), cv2.MORPH_GRADIENT, np.ones((3, 3)))
+    stains = (edge > 0, labels.cell > 0, (labels.cell > 0) & (labels.nucleus == 0))
+    painted = [cv2.GaussianBlur(s.astype(np.float32) * 3000, (0, 0), 1.5) for s in stains]
+    channels = [dapi, *(np.asarray(p, np.uint16) for p in painted)]
+    return Section(
+        name=name,
+        prefix=prefix,
+        nucleus_labels=nucleus,
+        cell_labels=labels.cell,
+        cell_of_nucleus=cell_of_nucleus[seen - 1],
+        cells=_masses(labels.cell, len(prefix)),
+        nuclei=_masses(nucleus, len(seen)),
+        cell_rings=rings_um(mask_polygons(labels.cell), PIXEL_UM),
+        nucleus_rings=rings_um(mask_polygons(nucleus), PIXEL_UM),
+        features=rows,
+        matrix=drawn.matrix(len(prefix), len(rows)),
+        transcripts=lambda: _by_fov(drawn),
+        n_fov_columns=drawn.n_fov_columns,
+        channels=dict(zip(STAINS, channels, strict=True)),
+    )
+
+
+def _by_fov(drawn: DrawnTranscripts) -> Iterator[Transcripts]:
+    edges = np.searchsorted(drawn.fov, np.arange(drawn.fov.max() + 2))
+    for first, end in pairwise(edges):
+        columns = {n: getattr(drawn, n)[first:end] for n in Transcripts.__slots__}
+        yield Transcripts(**columns)
+
+
+def _masses(labels: npt.NDArray[np.int32], n: int) -> Masses:
+    y, x = np.nonzero(labels)
+    owner = labels[y, x]
+    size = np.bincount(owner, minlength=n + 1)[1:]
+    with np.errstate(invalid="ignore"):
+        mean_px = [np.bincount(owner, v, n + 1)[1:] / size for v in (x, y)]
+    x_um, y_um = (np.asarray((m + 0.5) * PIXEL_UM, np.float64) for m in mean_px)
+    return Masses(x_um, y_um, np.asarray(size * PIXEL_UM**2, np.float64))
 
 
 def _draw_prefixes(rng: np.random.Generator, n: int) -> npt.NDArray[np.uint32]:

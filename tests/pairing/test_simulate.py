@@ -22,7 +22,6 @@ from scipy import sparse
 from shapely import Polygon
 
 from pairing.simulate import (
-    BundleParams,
     SimulationParams,
     SlideParams,
     labelled_tile,
@@ -329,16 +328,12 @@ def test_two_sections_of_one_donor_share_the_donor(tmp_path: Path) -> None:
     assert not np.allclose(donors[1], donors[2])
 
 
-def test_a_folder_in_use_and_other_layouts_are_refused(tmp_path: Path) -> None:
+def test_a_folder_in_use_and_too_many_cells_are_refused(tmp_path: Path) -> None:
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "note.txt").write_text("mine")
     with pytest.raises(BadInput, match="empty"):
         simulate(tmp_path / "used", SimulationParams(n_cells=20))
     assert [p.name for p in tmp_path.iterdir()] == ["used"]
-    with pytest.raises(BadInput, match="not there yet"):
-        simulate(
-            tmp_path / "new", SimulationParams(n_cells=20, bundle=BundleParams(layout="xoa-1.0"))
-        )
     with pytest.raises(BadInput, match="not there yet"):
         simulate(tmp_path / "new", SimulationParams(n_cells=10**6))
     with pytest.raises(ValidationError):
