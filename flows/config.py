@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import tomllib
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from pairing.annotations import CSV_SUFFIX, GEOJSON_SUFFIXES
 from pairing.cells import CellsOptions
 from pairing.pack import Filters
 from shards.errors import BadInput, BadInputs, not_there_yet
@@ -33,10 +35,8 @@ _LATER: dict[str, tuple[tuple[Any, ...], str, str]] = {
     "split.withdraw": (((), []), "withdrawal of donors", "remove their [[runs]]"),
     "split.aliases": (({},), "donor aliases", "give both runs the same donor"),
 }
-_LATER_RUN: dict[str, tuple[tuple[Any, ...], str, str]] = {
-    "donors": ((), "a run with several donors", "give the run one donor"),
-    "labels": ((), "cell labels by file", "leave it out"),
-}
+# Keys of a run that name files or folders.
+RUN_FILES = ("xenium", "slide", "alignment", "donors", "labels")
 _LATER_FLAGS = ("damaged_tile", "blurred", "pen", "fold", "torn")
 
 
@@ -87,11 +87,18 @@ class SplitSection(Record):
 
 
 class RunConfig(Record):
-    """One `[[runs]]`: exactly one of a slide (with its alignment) and `image = "morphology"`."""
+    """One `[[runs]]`: exactly one of a slide (with its alignment) and `image = "morphology"`.
+
+    And exactly one of `donor`, where all cells are of one, and `donors`: a GeoJSON of polygons in
+    level-0 pixels of the image that the patches are cut from, or a csv with the columns cell_id
+    and donor. `labels` is a csv with the columns cell_id and label (or group).
+    """
 
     id: RunId
     xenium: Path
-    donor: Annotated[str, Field(min_length=1)]
+    donor: Annotated[str, Field(min_length=1)] | None = None
+    donors: Path | None = None
+    labels: Path | None = None
     source_id: str | None = None
     slide: Path | None = None
     image: Literal["morphology"] | None = None
@@ -101,17 +108,35 @@ class RunConfig(Record):
     mpp: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
-    def _one_image(self) -> RunConfig:
+    def _goes_together(self) -> RunConfig:
+        faults = [*self._image_faults(), *self._annotation_faults()]
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    def _image_faults(self) -> Iterator[str]:
         if (self.slide is None) == (self.image is None):
-            raise ValueError('give either slide = "…" or image = "morphology"')
-        if self.slide is not None and self.alignment is None:
-            raise ValueError(
+            yield 'give either slide = "…" or image = "morphology"'
+        elif self.slide is not None and self.alignment is None:
+            yield (
                 "alignment is missing: give the 10x matrix csv or the keypoints csv that Xenium "
                 "Explorer exports for this slide"
             )
-        if self.slide is None and (self.alignment is not None or self.mpp is not None):
-            raise ValueError('image = "morphology" needs neither alignment nor mpp')
-        return self
+        elif self.slide is None and (self.alignment is not None or self.mpp is not None):
+            yield 'image = "morphology" needs neither alignment nor mpp'
+
+    def _annotation_faults(self) -> Iterator[str]:
+        if (self.donor is None) == (self.donors is None):
+            yield (
+                'give either donor = "…" or, for a run with several, donors = "….geojson" or '
+                'donors = "….csv"'
+            )
+        for key, path, suffixes in (
+            ("donors", self.donors, (*GEOJSON_SUFFIXES, CSV_SUFFIX)),
+            ("labels", self.labels, (CSV_SUFFIX,)),
+        ):
+            if path is not None and path.suffix.lower() not in suffixes:
+                yield f"{key} = {path.name!r} does not end in {' or '.join(suffixes)}"
 
 
 class CurateConfig(Record):
@@ -193,9 +218,6 @@ def _refused(path: Path, raw: dict[str, Any]) -> list[BadInput]:
     for i, run in enumerate(runs if isinstance(runs, list) else ()):
         if not isinstance(run, dict):
             continue
-        for key, (_, what, instead) in _LATER_RUN.items():
-            if key in run:
-                faults.append(not_there_yet(_at(path, "runs", i, key), what, instead))
         if run.get("alignment") == "auto":
             faults.append(
                 not_there_yet(
@@ -220,7 +242,7 @@ def _resolve_paths(raw: dict[str, Any], folder: Path) -> None:
     runs = raw.get("runs")
     for run in runs if isinstance(runs, list) else ():
         if isinstance(run, dict):
-            for key in ("xenium", "slide", "alignment"):
+            for key in RUN_FILES:
                 if not (key == "alignment" and run.get(key) == "auto"):
                     resolve(run, key)
 
@@ -251,7 +273,7 @@ def _short(value: object) -> str:
 def _missing_inputs(path: Path, config: CurateConfig) -> list[BadInput]:
     faults = []
     for i, run in enumerate(config.runs):
-        for key in ("xenium", "slide", "alignment"):
+        for key in RUN_FILES:
             given: Path | None = getattr(run, key)
             if given is not None and not given.exists():
                 faults.append(

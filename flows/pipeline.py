@@ -81,6 +81,9 @@ def compose(config: CurateConfig, runs: list[CuratedRun]) -> Dataset:
         write_atomically(
             config.out / panel_path(panel.panel_id), panel.model_dump_json(indent=1).encode()
         )
+        for donor, n_cells in run.built["shards"].summary["n_cells_of_donor"].items():
+            if donor not in {shard.donor for shard in manifest.shards}:
+                log.warning("%s: no pair of donor %r, of %d cells", manifest.run, donor, n_cells)
         for shard in manifest.shards:
             donors[shard.donor] = split_of(shard.donor, config.split)
             shards[donors[shard.donor]].append(f"{relative}/{shard.name}")
@@ -96,6 +99,9 @@ def compose(config: CurateConfig, runs: list[CuratedRun]) -> Dataset:
                 totals=manifest.totals,
             )
         )
+    unknown = sorted(config.split.assign.keys() - donors.keys())
+    if unknown and len(runs) == len(config.runs):
+        log.warning("[split] assign names donors without a pair: %s", ", ".join(unknown))
     for split in ("val", "test"):
         if not shards[split]:
             log.warning(

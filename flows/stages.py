@@ -12,8 +12,9 @@ from typing import Any, Literal, Protocol
 
 import pyarrow.parquet as pq
 
-from flows.config import CurateConfig, RunConfig
+from flows.config import RUN_FILES, CurateConfig, RunConfig
 from pairing import cells, pack, patches
+from pairing.annotations import donors_of_cells, labels_of_cells
 from pairing.geometry import Affine
 from pairing.registration import gates
 from pairing.registration.given import read_alignment
@@ -84,15 +85,16 @@ class RunStages:
         self.device = device
         self.call = call
         self.built: dict[Stage, Built] = {}
-        given = {"xenium": run.xenium, "slide": run.slide, "alignment": run.alignment}
+        given = {key: getattr(run, key) for key in RUN_FILES}
         self.inputs = {k: hashes.of(path) for k, path in given.items() if path is not None}
         self.spec = config.patch.spec("he" if run.slide else "morphology")
 
     def build(self) -> CuratedRun:
         if self.run.slide is not None:
             self._stage("registration", self._make_registration)
-            if self.config.segmentation.model != "none":
-                self._stage("nuclei", self._make_nuclei)
+        self._check_annotations()
+        if self.run.slide is not None and self.config.segmentation.model != "none":
+            self._stage("nuclei", self._make_nuclei)
         self._stage("cells", self._make_cells)
         self._stage("patches", self._make_patches)
         self._stage("shards", self._make_shards)
@@ -133,6 +135,9 @@ class RunStages:
         )
         return Built(self.run.id, stage, folder, record.fingerprint, reused, record.summary)
 
+    def _inputs(self, *keys: str) -> dict[str, str]:
+        return {key: self.inputs[key] for key in keys if key in self.inputs}
+
     # Registration: the alignment as given, and what it must withstand.
 
     def _make_registration(self) -> Built:
@@ -141,7 +146,7 @@ class RunStages:
             REGISTRATION_VERSION,
             {"refine": self.config.registration.refine, "mpp": self.run.mpp},
             (),
-            self.inputs,
+            self._inputs("xenium", "slide", "alignment"),
             self._write_registration,
         )
 
@@ -183,6 +188,20 @@ class RunStages:
     def _registration(self) -> Registration:
         return read_record(self.built["registration"].folder / REGISTRATION_FILE, Registration)
 
+    def _check_annotations(self) -> None:
+        """Find faults of the files of donors and labels before hours of work, not after."""
+        if self.run.donors is None and self.run.labels is None:
+            return
+        with open_xenium(self.run.xenium) as xenium:
+            table = xenium.read_cells()
+        cell_ids = table["cell_id"].tolist()
+        if self.run.donors is not None:
+            image_px_from_xenium_um, *_ = self._image()
+            centres_px = image_px_from_xenium_um(table[["x_um", "y_um"]].to_numpy())
+            donors_of_cells(self.run.donors, cell_ids, centres_px)
+        if self.run.labels is not None:
+            labels_of_cells(self.run.labels, cell_ids)
+
     # Nuclei on the H&E.
 
     def _make_nuclei(self) -> Built:
@@ -220,7 +239,7 @@ class RunStages:
             cells.STAGE_VERSION,
             {**config.model_dump(), "species": self.run.species},
             ("registration", "nuclei"),
-            {"xenium": self.inputs["xenium"]},
+            self._inputs("xenium"),
             partial(self._write_cells, config),
         )
 
@@ -269,7 +288,7 @@ class RunStages:
             patches.STAGE_VERSION,
             self.spec.model_dump(),
             ("registration", "cells"),
-            {source: self.inputs[source]},
+            self._inputs(source),
             make,
         )
 
@@ -286,7 +305,7 @@ class RunStages:
         )
 
         def make(out: Path) -> dict[str, Any]:
-            manifest = pack.write_shard_set(
+            return pack.write_shard_set(
                 out,
                 config,
                 self.spec,
@@ -294,14 +313,15 @@ class RunStages:
                 self.built["patches"].folder,
                 image_px_from_xenium_um,
                 image_mpp,
+                donors=self.run.donors,
+                labels=self.run.labels,
             )
-            return manifest.totals.model_dump()
 
         return self._artifact(
             "shards",
             pack.STAGE_VERSION,
             {**config.model_dump(), "patch": self.spec.model_dump()},
             ("registration", "cells", "patches"),
-            {},
+            self._inputs("donors", "labels"),
             make,
         )

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 from pydantic import Field
 from scipy import sparse
 
+from pairing.annotations import donors_of_cells, labels_of_cells
 from pairing.cells import NEIGHBORS_FILE, PANEL_FILE, read_cells, read_counts
-from pairing.geometry import Affine
+from pairing.geometry import Affine, Points
 from pairing.patches import INDEX_FILE, PatchReader
 from shards.artifact import write_atomically
 from shards.dataset import read_record
@@ -23,7 +24,7 @@ from shards.errors import BadInput
 from shards.schema import Manifest, Panel, PatchSpec, Record, RunId, Totals
 from shards.write import MANIFEST_FILE, Sample, narrow_counts, write_shards
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 
 Flag = Literal["edge"]
 
@@ -40,7 +41,7 @@ class PackConfig(Record):
     """All that decides the bytes of a run's shard set, but its parents."""
 
     run: RunId
-    donor: str
+    donor: str | None  # None where a file tells the donor of each cell
     source_id: str | None
     tissue: str | None
     species: str
@@ -56,12 +57,16 @@ def write_shard_set(
     patches_folder: Path,
     image_px_from_xenium_um: Affine,
     image_mpp: float,
-) -> Manifest:
-    """Write the shards and the manifest of one run into `out`.
+    *,
+    donors: Path | None = None,
+    labels: Path | None = None,
+) -> dict[str, Any]:
+    """Write the shards and the manifest of one run into `out`; returns the figures of the stage.
 
     Every cell of the run is either in a shard or counted under the reason why not; a cell that
     fails several tests counts under the first. Neighbours are turned into the orientation of the
-    patch, in µm. Raises BadInput where no cell is left.
+    patch, in µm. `donors` (where `config.donor` is None) and `labels` are files as
+    `pairing.annotations` reads them. Raises BadInput where no cell is left.
     """
     cells = read_cells(cells_folder)
     panel = read_record(cells_folder / PANEL_FILE, Panel)
@@ -69,6 +74,8 @@ def write_shard_set(
     neighbors = np.load(cells_folder / NEIGHBORS_FILE, mmap_mode="r", allow_pickle=False)
     patches = pq.read_table(patches_folder / INDEX_FILE).to_pandas().set_index("row")
 
+    image_px = image_px_from_xenium_um(cells[["x_um", "y_um"]].to_numpy())
+    cells, n_cells_of_donor = _annotated(cells, config, image_px, donors, labels)
     kept, totals = select(cells, patches, config.filters, registered=spec.image == "he")
     if not len(kept):
         raise BadInput(
@@ -77,9 +84,8 @@ def write_shard_set(
             found=f"{totals.seen} cells, dropped: {totals.dropped}",
             remedy="look at the run's alignment and counts, or loosen [filters]",
         )
-    order = sorted(kept.tolist(), key=lambda row: _hashed(config.run, cells["cell_id"][row]))
-    positions_um = cells[["x_um", "y_um"]].to_numpy()
-    image_um = image_px_from_xenium_um(positions_um) * image_mpp
+    order = _in_hashed_order(kept, cells, config.run)
+    image_um = image_px * image_mpp
     reader = PatchReader(patches_folder)
     try:
         samples = _samples(
@@ -99,7 +105,27 @@ def write_shard_set(
         shards=tuple(infos),
     )
     write_atomically(out / MANIFEST_FILE, manifest.model_dump_json(indent=1).encode())
-    return manifest
+    return {**totals.model_dump(), "n_cells_of_donor": n_cells_of_donor}
+
+
+def _annotated(
+    cells: pd.DataFrame,
+    config: PackConfig,
+    image_px: Points,
+    donors: Path | None,
+    labels: Path | None,
+) -> tuple[pd.DataFrame, dict[str, int]]:
+    """The cells with `donor` and `label`, and the number of cells of each donor that is named."""
+    cell_ids = cells["cell_id"].tolist()
+    if donors is not None:
+        donor, names = donors_of_cells(donors, cell_ids, image_px)
+    else:
+        assert config.donor is not None
+        donor = np.full(len(cells), config.donor, dtype=object)
+        names = (config.donor,)
+    label = None if labels is None else labels_of_cells(labels, cell_ids)
+    n_cells_of_donor = {name: int((donor == name).sum()) for name in names}
+    return cells.assign(donor=donor, label=label), n_cells_of_donor
 
 
 def select(
@@ -108,12 +134,14 @@ def select(
     """Rows of the cells that go into shards, and the count of the others by reason.
 
     `patches` is the index of the patches artifact by row of `cells`. Reasons in the order in
-    which they are tried: outside_slide, low_counts, one `flag_<name>` for each dropped flag.
-    Where the image was `registered` to the run, an error that was not assessed drops nothing and
-    is noted.
+    which they are tried: no_donor (where a cell lacks one), outside_slide, low_counts, one
+    `flag_<name>` for each dropped flag. Where the image was `registered` to the run, an error
+    that was not assessed drops nothing and is noted.
     """
     edge = patches["edge"].reindex(cells.index, fill_value=False).to_numpy(dtype=bool)
+    no_donor = cells["donor"].isna().to_numpy()
     tests = [
+        *((("no_donor", no_donor),) if no_donor.any() else ()),
         ("outside_slide", ~cells.index.isin(patches.index)),
         ("low_counts", (cells["n_counts"] < filters.min_counts).to_numpy()),
         *((f"flag_{flag}", edge) for flag in filters.drop_flags),
@@ -132,9 +160,15 @@ def select(
     return np.flatnonzero(left), totals
 
 
-def _hashed(run: str, cell_id: str) -> bytes:
-    # Neighbours on the slide must not be neighbours in a shard: readers shuffle only so far.
-    return hashlib.sha256(f"{run}/{cell_id}".encode()).digest()
+def _in_hashed_order(rows: npt.NDArray[np.int64], cells: pd.DataFrame, run: str) -> list[int]:
+    # A shard holds one donor. Within it, neighbours on the slide must not be neighbours: readers
+    # shuffle only so far.
+    donor, cell_id = cells["donor"].to_numpy(), cells["cell_id"].to_numpy()
+
+    def place(row: int) -> tuple[str, bytes]:
+        return donor[row], hashlib.sha256(f"{run}/{cell_id[row]}".encode()).digest()
+
+    return sorted(rows.tolist(), key=place)
 
 
 def _samples(
@@ -153,19 +187,21 @@ def _samples(
     cell = {name: cells[name].to_numpy() for name in cells.columns}
     patch = {name: column.to_numpy() for name, column in patches.reindex(cells.index).items()}
     for row in order:
-        near = [int(n) for n in neighbors[row] if n >= 0]
+        donor = cell["donor"][row]
+        # Counts of another donor, who may be in another split, must not come along.
+        near = [int(n) for n in neighbors[row] if n >= 0 and cell["donor"][n] in (donor, None)]
         offsets_um = image_um[near] - image_um[row]
         part, offset, size = (patch[name][row] for name in ("part", "offset", "size"))
         yield Sample(
             cell_id=cell["cell_id"][row],
-            donor=config.donor,
+            donor=donor,
             image_jpeg=reader.read(part, int(offset), int(size)),
             counts=narrow_counts(np.stack(_row_of(counts, row))),
             neighbors=narrow_counts(_neighbor_counts(counts, near)),
             row={
                 "tissue": config.tissue,
                 "species": config.species,
-                "label": None,
+                "label": cell["label"][row],
                 "panel": panel.panel_id,
                 "x_um": float(cell["x_um"][row]),
                 "y_um": float(cell["y_um"][row]),

@@ -74,6 +74,7 @@ def validate(path: Path) -> list[str]:
         for shard in manifest.shards:
             folder = root / run.path
             faults += _shard_faults(folder, shard, manifest, panels[run.panel_id], keys)
+        faults += _leaks_between_donors(root / run.path, manifest)
     faults += [f"{key}: {n} samples hold this key" for key, n in keys.items() if n > 1]
     return faults
 
@@ -160,6 +161,25 @@ def _shard_faults(
             }
             for fault in _sample_faults(row, contents, shard, manifest, panel):
                 yield f"{shard.name}, {row['key']}: {fault}"
+
+
+def _leaks_between_donors(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """Neighbours of another donor: their counts lie in a sample that may be in another split."""
+    if len({shard.donor for shard in manifest.shards}) < 2:
+        return
+    tables = [folder / f"{shard.name}.parquet" for shard in manifest.shards]
+    donor_of: dict[str, str] = {}
+    for path in filter(Path.is_file, tables):  # a missing one is told with its shard
+        table = pq.read_table(path, columns=["cell_id", "donor"])
+        donor_of |= zip(table["cell_id"].to_pylist(), table["donor"].to_pylist(), strict=True)
+    for path in filter(Path.is_file, tables):
+        for row in pq.read_table(path, columns=["key", "donor", "neighbors"]).to_pylist():
+            others = {donor_of.get(n["cell_id"], row["donor"]) for n in row["neighbors"]}
+            for other in sorted(others - {row["donor"]}):
+                yield (
+                    f"{path.stem}, {row['key']}: a neighbour is of donor {other!r}, the sample of "
+                    f"{row['donor']!r}"
+                )
 
 
 def _sample_faults(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from flows.config import CurateConfig
 from flows.pipeline import Curated
+from flows.report.donors import DonorRow, over_all_runs
 from flows.report.run_page import RunPage
 from flows.report.settings import Setting, dataset_settings, without_folders
 from shards.schema import SPLITS, Dataset, Totals
@@ -17,16 +18,6 @@ class Failure:
     run: str
     kind: str
     message: str
-
-
-@dataclass(frozen=True, slots=True)
-class DonorRow:
-    """One donor: its split (None where nothing was published), its runs and its pairs."""
-
-    donor: str
-    split: str | None
-    runs: list[str]
-    n_pairs: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +56,7 @@ class DatasetPage:
 
 def dataset_page(config: CurateConfig, curated: Curated, runs: Sequence[RunPage]) -> DatasetPage:
     """The page over the pages of its runs."""
+    donors = over_all_runs([row for run in runs for row in run.donors])
     totals = sum((run.totals for run in runs), Totals(seen=0, kept=0, dropped={}))
     return DatasetPage(
         name=config.name,
@@ -78,34 +70,22 @@ def dataset_page(config: CurateConfig, curated: Curated, runs: Sequence[RunPage]
         # In the order in which they are tried, which is the order of each run's own record.
         reasons=list(dict.fromkeys(reason for run in runs for reason in run.totals.dropped)),
         noted=list(dict.fromkeys(note for run in runs for note in run.totals.noted)),
-        donors=_donors(runs),
-        splits=_splits(runs),
+        donors=donors,
+        splits=_splits(runs, donors),
         panels=_panels(runs),
         settings=dataset_settings(config),
     )
 
 
-def _donors(runs: Sequence[RunPage]) -> list[DonorRow]:
-    return [
-        DonorRow(
-            donor=donor,
-            split=next(run.split for run in runs if run.donor == donor),
-            runs=[run.run for run in runs if run.donor == donor],
-            n_pairs=sum(run.totals.kept for run in runs if run.donor == donor),
-        )
-        for donor in sorted({run.donor for run in runs})
-    ]
-
-
-def _splits(runs: Sequence[RunPage]) -> list[SplitRow]:
+def _splits(runs: Sequence[RunPage], donors: Sequence[DonorRow]) -> list[SplitRow]:
+    split_of = {row.donor: row.split for row in donors}
     rows = []
     for split in SPLITS:
-        inside = [run for run in runs if run.split == split]
-        shards = [shard for run in inside for shard in run.manifest.shards]
+        shards = [s for run in runs for s in run.manifest.shards if split_of[s.donor] == split]
         rows.append(
             SplitRow(
                 split=split,
-                n_donors=len({run.donor for run in inside}),
+                n_donors=len({shard.donor for shard in shards}),
                 n_shards=len(shards),
                 n_pairs=sum(shard.n_samples for shard in shards),
                 n_bytes=sum(shard.tar_bytes for shard in shards),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,7 @@ from flows.report.cell_figures import (
     top_genes,
 )
 from flows.report.checks import Check, run_checks
+from flows.report.donors import DonorRow, donor_rows
 from flows.report.gallery import Sample, kept_cell_ids, read_gallery
 from flows.report.settings import Setting, run_settings
 from flows.report.views import HE_NUCLEUS, HE_UNMATCHED, INSTRUMENT, Scene, View, three_zooms
@@ -36,7 +37,7 @@ from pairing.xenium import open_xenium
 from segmentation.segment import NUCLEI_FILE
 from shards.artifact import read_artifact
 from shards.dataset import read_manifest, read_record
-from shards.schema import Manifest, Panel, Totals
+from shards.schema import Manifest, Panel, Split, Totals
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +59,7 @@ class RunPage:
     """All that the template of a run's page prints."""
 
     run: str
-    donor: str
-    split: str | None
+    donors: list[DonorRow]
     manifest: Manifest
     verdict: Verdict | None
     registration: Registration | None
@@ -79,10 +79,10 @@ class RunPage:
     stages: list[StageFacts]
 
 
-def run_page(config: CurateConfig, curated: CuratedRun, split: str | None) -> RunPage:
+def run_page(config: CurateConfig, curated: CuratedRun, splits: Mapping[str, Split]) -> RunPage:
     """Everything about one curated run; opens its bundle and its slide for the pictures.
 
-    `split` is where its donor went in the dataset, None where no dataset was published.
+    `splits` are those of the dataset's donors; empty where no dataset was published.
     """
     built = curated.built
     folder = built["cells"].folder
@@ -100,8 +100,7 @@ def run_page(config: CurateConfig, curated: CuratedRun, split: str | None) -> Ru
     figures = cell_figures(table, counts, n_by_gene, has_nuclei="nuclei" in built)
     return RunPage(
         run=curated.config.id,
-        donor=curated.config.donor,
-        split=split,
+        donors=donor_rows(manifest, built["shards"].summary["n_cells_of_donor"], splits),
         manifest=manifest,
         verdict=registration.verdict if registration else None,
         registration=registration,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.config import CurateConfig, RunConfig
+from flows.config import RUN_FILES, CurateConfig, RunConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ def run_settings(config: CurateConfig, run: RunConfig) -> dict[str, list[Setting
 
 def without_folders(text: str, config: CurateConfig) -> str:
     """A message without the folders in which this machine keeps input and output."""
-    given = [p for run in config.runs for p in (run.xenium, run.slide, run.alignment) if p]
+    given = [p for run in config.runs for key in RUN_FILES if (p := getattr(run, key))]
     known = {p.parent for p in (*given, config.out, Path(config.segmentation.model))}
     for folder in sorted(known, key=lambda p: -len(p.parts)):
         if folder.is_absolute() and folder != folder.parent:

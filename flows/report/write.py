@@ -35,8 +35,8 @@ def write_report(
     gives the same bytes.
     """
     folder = config.out / REPORT_FOLDER
-    split_of_donor = curated.dataset.donors if curated.dataset else {}
-    runs = [run_page(config, r, split_of_donor.get(r.config.donor)) for r in curated.runs]
+    splits = curated.dataset.donors if curated.dataset else {}
+    runs = [run_page(config, run, splits) for run in curated.runs]
     for run in runs:
         _write(folder / f"{run.run}.html", "run.html", page=run)
     evaluation = None

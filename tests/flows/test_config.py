@@ -65,7 +65,6 @@ drop_flags = ["edge", "blurred"]
 fractions = {{ train = 0.5, val = 0.1, test = 0.1 }}
 hold_out = ["hest-bench"]
 {RUN}
-labels = "x.csv"
 [[runs]]
 id = "b b"
 xenium = "raw/none"
@@ -83,7 +82,6 @@ donor = ""
         "filters.drop_flags.1",
         "split",
         "split.hold_out",
-        "runs.0.labels",
         "runs.1.id",
         "runs.1.alignment",
         "runs.1.donor",
@@ -104,12 +102,47 @@ def test_missing_inputs_are_all_named(tmp_path: Path) -> None:
     [
         ('alignment = "raw/alignment.csv"', "alignment is missing"),
         ('slide = "raw/he.ome.tif"', "either slide"),
-        ('donor = "D1"', "no such key"),
+        ('donor = "D1"', 'give either donor = "…" or'),
+        ('xenium = "raw/a"', "no such key"),
     ],
 )
 def test_a_run_without_what_it_needs(tmp_path: Path, change: str, words: str) -> None:
     path = write(tmp_path, f'name = "n"\nout = "o"\n{RUN.replace(change, "")}')
     assert words in str(faults(path))
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ('donors = "raw/cores.geojson"', 'give either donor = "…" or'),
+        ('labels = "raw/groups.txt"', "labels = 'groups.txt' does not end in .csv"),
+        ('image = "morphology"', "give either slide"),
+    ],
+)
+def test_keys_of_a_run_that_do_not_go_together(tmp_path: Path, more: str, words: str) -> None:
+    path = write(tmp_path, f'name = "n"\nout = "o"\n{RUN}{more}\n')
+    assert words in str(faults(path))
+
+
+def test_a_run_tells_all_that_does_not_go_together_at_once(tmp_path: Path) -> None:
+    run = RUN.replace('donor = "D1"', 'donors = "cores.zip"\nlabels = "groups.xlsx"')
+    run = run.replace('slide = "raw/he.ome.tif"\n', "")
+    told = faults(write(tmp_path, f'name = "n"\nout = "o"\n{run}'))["runs.0"]
+    for words in ("give either slide", "donors = 'cores.zip' does not end in .geojson or .json or",
+                  "labels = 'groups.xlsx' does not end in .csv"):  # fmt: skip
+        assert words in told
+
+
+def test_files_of_donors_and_labels_start_at_the_config_and_must_exist(tmp_path: Path) -> None:
+    run = RUN.replace('donor = "D1"', 'donors = "raw/cores.GeoJSON"\nlabels = "raw/groups.csv"')
+    path = write(tmp_path, f'name = "n"\nout = "o"\n{run}')
+    assert set(faults(path)) == {"runs.0.donors", "runs.0.labels"}
+    (tmp_path / "raw" / "cores.GeoJSON").touch()
+    (tmp_path / "raw" / "groups.csv").touch()
+    (run_config,) = read_curate_config(path).runs
+    assert run_config.donor is None
+    assert run_config.donors == tmp_path / "raw" / "cores.GeoJSON"
+    assert run_config.labels == tmp_path / "raw" / "groups.csv"
 
 
 def test_run_ids_are_unique(tmp_path: Path) -> None:
