@@ -44,6 +44,7 @@ def run_checks(
             "few: only cells at the border",
             "none",
         ),
+        *_donor_checks(totals),
         Check(
             "Cells kept",
             _share(totals.kept, totals.seen),
@@ -111,6 +112,19 @@ def _match_checks(figures: CellFigures, summary: dict[str, Any]) -> list[Check]:
             "Cells with an H&E nucleus",
             _share(figures.n_matched, summary["n_cells"]) + overlap,
             "most; a median distance well below a nucleus",
+            "none",
+        )
+    ]
+
+
+def _donor_checks(totals: Totals) -> list[Check]:
+    if "no_donor" not in totals.dropped:
+        return []
+    return [
+        Check(
+            "Cells of a donor",
+            _share(totals.seen - totals.dropped["no_donor"], totals.seen),
+            "as many as the file of donors is meant to hold",
             "none",
         )
     ]
