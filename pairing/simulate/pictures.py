@@ -101,7 +101,7 @@ def _write_pyramid(
 ) -> None:
     """Each level is halved into a scratch file in `folder` while it is written."""
     shapes = [plane.shape]
-    while max(shapes[-1][:2]) > tile:
+    while max(shapes[-1][:2]) > tile and min(shapes[-1][:2]) > 1:
         height, width = shapes[-1][:2]
         shapes.append((height // 2, width // 2, *plane.shape[2:]))
     with tempfile.TemporaryDirectory(prefix=".levels-", dir=folder) as scratch:

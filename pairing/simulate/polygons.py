@@ -57,11 +57,16 @@ def taken(rings: Rings, rows: I64) -> Rings:
 
 
 def thinned(rings: Rings, max_vertices: int) -> Rings:
-    """The same rings with evenly chosen vertices, `max_vertices` at most, each closed."""
-    n_corners = np.diff(rings.start) - 1
+    """The same rings with evenly chosen vertices, `max_vertices` at most, each closed.
+
+    A ring without vertices, of a mask without pixels, stays one.
+    """
+    size = np.diff(rings.start)
+    n_corners = np.maximum(size - 1, 0)
     kept = np.minimum(n_corners, max_vertices - 1)
-    start = np.concatenate([[0], np.cumsum(kept + 1)])
-    ring = np.repeat(np.arange(len(kept)), kept + 1)
+    size = np.where(size > 0, kept + 1, 0)
+    start = np.concatenate([[0], np.cumsum(size)])
+    ring = np.repeat(np.arange(len(kept)), size)
     # The last one comes round to the first.
     number = (np.arange(start[-1]) - start[ring]) % kept[ring]
     picked = rings.start[ring] + number * n_corners[ring] // kept[ring]

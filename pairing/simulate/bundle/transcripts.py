@@ -34,12 +34,12 @@ _FIRST_FOV = 65536  # upper half of transcript_id in the first field of view
 class Tally:
     """What the manifest tells of the transcripts, `genes` of good quality alone."""
 
+    good_of_feature: I64  # transcripts of good quality, in the order of the matrix
     n: int = 0
     n_good: int = 0
     genes: int = 0
     genes_in_cells: int = 0
     genes_in_nuclei: int = 0
-    good_of_feature: I64 = field(default_factory=lambda: np.zeros(0, np.int64))
     z_sums: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
 
     def add(self, t: Transcripts, is_gene: npt.NDArray[np.bool_]) -> None:
@@ -50,10 +50,7 @@ class Tally:
         self.genes += int(gene.sum())
         self.genes_in_cells += int((t.cell[gene] >= 0).sum())
         self.genes_in_nuclei += int(t.in_nucleus[gene].sum())
-        good_of_feature = np.bincount(t.feature[good], minlength=len(is_gene))
-        self.good_of_feature = (
-            self.good_of_feature + good_of_feature if len(self.good_of_feature) else good_of_feature
-        )
+        self.good_of_feature += np.bincount(t.feature[good], minlength=len(is_gene))
         self.z_sums += [t.z_um[gene].sum(), (t.z_um[gene] ** 2).sum()]
 
     @property
@@ -71,7 +68,7 @@ def write_transcripts(
     """
     no_cell = _NO_CELL[TRAITS[layout].numbered_cells]
     ids = pa.concat_arrays([cell_id_column(section, layout), no_cell])
-    tally = Tally()
+    tally = Tally(np.zeros(len(names.features), np.int64))
     with ExitStack() as stack:
         schema = in_layout(_SCHEMA.empty_table(), layout).schema
         schema = schema.set(schema.get_field_index("cell_id"), pa.field("cell_id", ids.type))
