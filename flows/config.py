@@ -131,8 +131,11 @@ class RunConfig(Record):
                 'give either donor = "…" or, for a run with several, donors = "….geojson" or '
                 'donors = "….csv"'
             )
+        files = (*GEOJSON_SUFFIXES, CSV_SUFFIX)
+        if self.donor is not None and self.donor.lower().endswith(files):
+            yield f"donor = {self.donor!r} is the name of a file: write donors for several donors"
         for key, path, suffixes in (
-            ("donors", self.donors, (*GEOJSON_SUFFIXES, CSV_SUFFIX)),
+            ("donors", self.donors, files),
             ("labels", self.labels, (CSV_SUFFIX,)),
         ):
             if path is not None and path.suffix.lower() not in suffixes:

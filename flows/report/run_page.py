@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import shapely
 from shapely import STRtree
 
-from flows.config import CurateConfig
+from flows.config import CurateConfig, RunConfig
 from flows.pipeline import Built, CuratedRun
 from flows.report.cell_figures import (
     CellFigures,
@@ -28,8 +28,9 @@ from flows.report.checks import Check, run_checks
 from flows.report.donors import DonorRow, donor_rows
 from flows.report.gallery import Sample, kept_cell_ids, read_gallery
 from flows.report.settings import Setting, run_settings
-from flows.report.views import HE_NUCLEUS, HE_UNMATCHED, INSTRUMENT, Scene, View, three_zooms
+from flows.report.views import DONOR, HE_NUCLEUS, HE_UNMATCHED, INSTRUMENT, Scene, View, three_zooms
 from pairing import cells, patches
+from pairing.annotations import CSV_SUFFIX, Outline, read_regions
 from pairing.geometry import Affine
 from pairing.registration.record import REGISTRATION_FILE, Registration, Verdict
 from pairing.slide import Slide, open_slide
@@ -116,7 +117,12 @@ def run_page(config: CurateConfig, curated: CuratedRun, splits: Mapping[str, Spl
         charts=cell_charts(table, counts, n_by_gene, config.filters.min_counts),
         views=views,
         corners=corners,
-        colours={"instrument": INSTRUMENT, "he_nucleus": HE_NUCLEUS, "he_unmatched": HE_UNMATCHED},
+        colours={
+            "instrument": INSTRUMENT,
+            "he_nucleus": HE_NUCLEUS,
+            "he_unmatched": HE_UNMATCHED,
+            "donor": DONOR,
+        },
         gallery=read_gallery(built["shards"].folder, manifest, panel),
         settings=run_settings(config, curated.config),
         stages=[_stage_facts(b) for b in built.values()],
@@ -160,8 +166,15 @@ def _pictures(
                 instrument_nuclei=STRtree(shapely.transform(polygons_um, image_px_from_xenium_um)),
                 he_matched=STRtree(he_nuclei[has_cell]),
                 he_unmatched=STRtree(he_nuclei[~has_cell]),
+                donors=_donor_outlines(curated.config),
             )
         )
+
+
+def _donor_outlines(run: RunConfig) -> list[Outline]:
+    if run.donors is None or run.donors.suffix.lower() == CSV_SUFFIX:
+        return []
+    return [outline for _, outline in read_regions(run.donors)]
 
 
 def _he_nuclei(

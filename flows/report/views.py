@@ -30,6 +30,7 @@ INSTRUMENT: Colour = (0, 245, 255)
 HE_NUCLEUS: Colour = (255, 225, 0)
 HE_UNMATCHED: Colour = (255, 128, 0)
 PATCH: Colour = (255, 255, 255)
+DONOR: Colour = (255, 70, 200)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class Scene:
     `grey_scale` holds the intensities that become black and white; None for RGB. `cells_px` are
     the centres of all cells, `shown_px` those whose pairs are in the shards, of which the places
     of the close views are chosen. Nuclei are polygons: the instrument's, the H&E's that a cell has,
-    and the H&E's that none has.
+    and the H&E's that none has. `donors` are the outlines of donors where polygons tell them.
     """
 
     slide: Slide
@@ -63,6 +64,7 @@ class Scene:
     instrument_nuclei: shapely.STRtree
     he_matched: shapely.STRtree
     he_unmatched: shapely.STRtree
+    donors: Sequence[shapely.Polygon | shapely.MultiPolygon]
 
 
 def three_zooms(scene: Scene) -> tuple[list[View], list[View]]:
@@ -127,6 +129,7 @@ def _overview(scene: Scene, centre_px: Points) -> View:
     n = len(scene.cells_px)
     sampled = np.arange(n) if n <= _MAX_POINTS else np.linspace(0, n - 1, _MAX_POINTS).astype(int)
     _points(rgb, view_px_from_slide_px(scene.cells_px[sampled]), INSTRUMENT)
+    _outlines(rgb, scene.donors, view_px_from_slide_px, DONOR, cased=True)
     side_px = _mid_um(scene) / slide.mpp
     square = shapely.box(*(centre_px - side_px / 2), *(centre_px + side_px / 2))
     _outlines(rgb, [square], view_px_from_slide_px, PATCH, cased=True)
@@ -134,6 +137,7 @@ def _overview(scene: Scene, centre_px: Points) -> View:
     caption = (
         f"The whole image with {told} as points. Good: points fill the tissue and end where it "
         "ends; a fold or a hole in the tissue is one in the points. The square is the next view."
+        + (" Each donor's outline holds the cells of that donor." if len(scene.donors) else "")
     )
     return _view("Whole", caption, rgb, mpp)
 
@@ -204,7 +208,7 @@ def _inside(polygons: shapely.STRtree, window: shapely.Polygon) -> Polygons:
 
 def _outlines(
     rgb: Rgb,
-    polygons: Sequence[shapely.Polygon] | Polygons,
+    polygons: Sequence[shapely.Polygon | shapely.MultiPolygon] | Polygons,
     view_px_from_slide_px: Affine,
     colour: Colour,
     *,

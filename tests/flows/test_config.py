@@ -133,6 +133,11 @@ def test_a_run_tells_all_that_does_not_go_together_at_once(tmp_path: Path) -> No
         assert words in told
 
 
+def test_a_file_is_no_donor(tmp_path: Path) -> None:
+    path = write(tmp_path, f'name = "n"\nout = "o"\n{RUN.replace("D1", "cores.geojson")}')
+    assert "write donors for several donors" in str(faults(path))
+
+
 def test_files_of_donors_and_labels_start_at_the_config_and_must_exist(tmp_path: Path) -> None:
     run = RUN.replace('donor = "D1"', 'donors = "raw/cores.GeoJSON"\nlabels = "raw/groups.csv"')
     path = write(tmp_path, f'name = "n"\nout = "o"\n{run}')
