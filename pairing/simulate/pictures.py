@@ -122,7 +122,7 @@ def _write_pyramid(
                 subifds=len(shapes) - 1 if number == 0 else None,
                 subfiletype=0 if number == 0 else 1,
                 # The bytes are the same with any number of them.
-                maxworkers=len(os.sched_getaffinity(0)),
+                maxworkers=os.cpu_count(),
                 buffersize=64 << 20,
                 **options,
             )

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,13 +26,16 @@ import pytest
 import scipy.io
 import tifffile
 import zarr
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import sparse
 
+from pairing.simulate import SimulationParams, SlideParams, simulate
 from pairing.simulate.bundle import STAINS, cell_id_strings, write_bundle, zip_bundle
 from pairing.simulate.panel import Feature
 from pairing.simulate.params import BundleParams, Layout
 from pairing.simulate.pictures import write_he
-from pairing.simulate.polygons import mask_polygons, rings_um
+from pairing.simulate.polygons import mask_polygons, rings_um, taken, thinned
 from pairing.simulate.section import PIXEL_UM, Masses, Section, Transcripts
 
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
@@ -672,6 +676,33 @@ def test_spatialdata_io_needs_the_masks(section: Section, tmp_path: Path) -> Non
             xenium(tmp_path)
 
 
+def test_the_bundle_of_xoa_3_has_what_a_real_one_has(
+    bundles: dict[Layout, Path], shared_data: Path
+) -> None:
+    real, ours = shared_data / "xenium" / "mouse_ileum_tiny", bundles["xoa-3.0"]
+    manifests = [json.loads((f / "experiment.xenium").read_text()) for f in (real, ours)]
+    assert manifests[1].keys() == manifests[0].keys()
+    for name in ("transcripts", "cells", "cell_boundaries", "nucleus_boundaries"):
+        wanted, found = (pq.read_schema(f / f"{name}.parquet") for f in (real, ours))
+        assert (found.names, found.types) == (wanted.names, wanted.types)
+    stores = []
+    for folder in (real, ours):
+        with h5py.File(folder / "cell_feature_matrix.h5") as file:
+            names = sorted([*file["matrix"], *file["matrix/features"]])
+            kinds = {n: file[f"matrix/{n}"].dtype for n in ("data", "indices", "indptr", "shape")}
+            stores.append((names, kinds, sorted(file.attrs)))
+    assert stores[1] == stores[0]
+    pictures = [sorted(p.name for p in (f / "morphology_focus").iterdir()) for f in (real, ours)]
+    assert pictures[1] == pictures[0]
+    texts = [tifffile.tiffcomment(f / "morphology_focus" / pictures[0][2]) for f in (real, ours)]
+    place = r'<TiffData ([^>]+)>\s*<UUID FileName="([^"]+)">urn:uuid:[0-9a-f-]{36}</UUID>'
+    channel = r'<Channel ID="([^"]+)" Name="([^"]+)" SamplesPerPixel="1"'
+    for pattern in (place, channel):
+        wanted_, found_ = (re.findall(pattern, str(text)) for text in texts)
+        assert found_ == wanted_
+        assert len(found_) == 4
+
+
 def _hashes(folder: Path) -> dict[str, str]:
     return {
         p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
@@ -718,6 +749,50 @@ def test_a_section_without_transcripts_is_a_bundle(section: Section, tmp_path: P
     table = pq.read_table(tmp_path / "transcripts.parquet")
     assert (table.num_rows, table.column_names) == (0, TRANSCRIPT_COLUMNS[:11])
     assert json.loads((tmp_path / "experiment.xenium").read_text())["transcripts_per_cell"] == 0
+
+
+def test_a_simulation_is_zipped_where_it_is_asked_for(tmp_path: Path) -> None:
+    params = SimulationParams(
+        n_cells=20, bundle=BundleParams(layout="xoa-1.0", zipped=True), slide=SlideParams(mpp=1.0)
+    )
+    simulate(tmp_path / "s", params)
+    assert not (tmp_path / "s" / "outs").exists()
+    with zipfile.ZipFile(tmp_path / "s" / "outs.zip") as zipped:
+        assert {"experiment.xenium", "panel.tsv", "cells.zarr.zip"} <= set(zipped.namelist())
+    truth = pq.read_table(tmp_path / "s" / "truth" / "cells.parquet")
+    assert truth["cell_id"].to_pylist() == [str(i) for i in range(1, 21)]
+
+
+@given(st.lists(st.one_of(st.just(0), st.integers(4, 40)), max_size=8), st.integers(5, 25))
+def test_thinned_rings_keep_their_corners_in_order_and_stay_closed(
+    sizes: list[int], max_vertices: int
+) -> None:
+    angles = [np.linspace(0, 2 * np.pi, n) for n in sizes]
+    outlines = [np.stack([np.cos(a), np.sin(a)], axis=1) + 3 * i for i, a in enumerate(angles)]
+    rings = rings_um([*outlines, np.zeros((0, 2))], 1.0)
+    thin = thinned(rings, max_vertices)
+    assert np.diff(thin.start).tolist() == [min(n, max_vertices) for n in sizes] + [0]
+    for outline, (first, end) in zip(outlines, pairwise(thin.start[:-1]), strict=True):
+        ring = thin.vertices_um[first:end]
+        row = {tuple(v): i for i, v in reversed(list(enumerate(outline.tolist())))}
+        where = [row[tuple(v)] for v in ring[:-1].tolist()]
+        assert where == sorted(set(where))
+        if len(ring):
+            np.testing.assert_array_equal(ring[[0, -1]], outline[[0, 0]])
+    back = taken(rings, np.arange(len(sizes), -1, -1))
+    assert np.diff(back.start).tolist() == [0, *reversed(sizes)]
+    if sizes:
+        np.testing.assert_array_equal(back.vertices_um[back.start[-2] :], outlines[0])
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), min_size=1, unique=True))
+def test_ids_are_the_letters_of_their_nibbles(prefixes: list[int]) -> None:
+    prefix = np.array(sorted(prefixes), np.uint32)
+    ids = cell_id_strings(prefix, "xoa-1.3")
+    digits = str.maketrans("abcdefghijklmnop", "0123456789abcdef")
+    assert [int(i.removesuffix("-1").translate(digits), 16) for i in ids] == prefix.tolist()
+    assert ids.tolist() == sorted(ids.tolist())
+    assert cell_id_strings(prefix, "xoa-1.0").tolist() == [str(i + 1) for i in range(len(prefix))]
 
 
 @pytest.fixture(scope="module")

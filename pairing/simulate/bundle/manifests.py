@@ -146,7 +146,8 @@ def experiment(
             "segmented_cell_nuc_expansion_frac": by_nucleus,
             "imported_cell_frac": 0.0,
             "segmentation_stain": "Xenium Multi-Tissue Stain" if params.stains else "",
-            "panel_type": "predesigned", "analysis_uuid": uuid("analysis"),
+            "panel_type": "predesigned", "panel_predesigned_id": "",
+            "chemistry_version": "v1", "analysis_uuid": uuid("analysis"),
         }  # fmt: skip
     return manifest
 
