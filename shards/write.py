@@ -65,8 +65,8 @@ def write_shards(
     """Write tars and their index tables into `out_dir`, in the order of `samples`.
 
     A shard holds one donor, so samples come grouped by donor, and at most `max_samples`. Raises
-    BadInput on a cell id that a tar key cannot hold, on a donor that comes back after another,
-    and on a repeated cell id.
+    BadInput on a cell id that a tar key cannot hold and on a repeated one, ValueError on a donor
+    that comes back after another.
     """
     infos: list[ShardInfo] = []
     donors: set[str] = set()
