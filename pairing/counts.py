@@ -43,8 +43,8 @@ def count_by_cell(run: XeniumRun, qv_min: float) -> Counts:
     """Gene counts of every cell at `qv >= qv_min`: from the transcripts, else from the matrix.
 
     Memory is one batch of transcripts and the non-zero entries, never the table. Raises BadInput
-    where the bundle has neither, and where counts are only in the matrix (made at qv >= 20) and
-    another `qv_min` is asked for.
+    where the bundle has neither or a table without a single transcript, and where counts are only
+    in the matrix (made at qv >= 20) and another `qv_min` is asked for.
     """
     if run.has_transcripts:
         return _from_transcripts(run, qv_min)
@@ -54,7 +54,7 @@ def count_by_cell(run: XeniumRun, qv_min: float) -> Counts:
             run.path,
             expected="transcripts or a cell-feature matrix",
             found="neither",
-            remedy="copy transcripts.parquet or cell_feature_matrix.h5 into the bundle",
+            remedy="copy the run's transcripts or its cell-feature matrix into it",
         )
     if qv_min != 20:
         raise BadInput(
@@ -83,6 +83,13 @@ def _from_transcripts(run: XeniumRun, qv_min: float) -> Counts:
         genes = inside & (batch.gene_index >= 0)
         key = batch.cell_index[genes].astype(np.int64) * n_genes + batch.gene_index[genes]
         keys, values = _merge(keys, values, *np.unique(key, return_counts=True))
+    if n_transcripts == 0:
+        raise BadInput(
+            run.path,
+            expected="at least one transcript",
+            found="a table of transcripts without a row",
+            remedy="copy the table again; without transcripts there is nothing to pair",
+        )
     matrix = sparse.csr_matrix(
         (values, (keys // n_genes, keys % n_genes)), shape=(run.n_cells, n_genes), dtype=np.int64
     )

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-import json
+import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import IO, Protocol
 
 import pyarrow as pa
 
 from shards.errors import BadInput
 
 MANIFEST = "experiment.xenium"
+# Folders of a bundle whose files are read; what else it holds (analysis/, aux_outputs/) is not.
+_FOLDERS = ("morphology_focus", "cell_feature_matrix")
+# Names that WinSCP, browsers, curl and rsync give to a file until it is whole.
+_UNFINISHED = re.compile(
+    r".+\.(part|partial|filepart|crdownload|download|tmp)"
+    r"|\..+\.(parquet|tif|zip|h5|gz|json|xenium)\.[A-Za-z0-9]{6}"
+)
 
-
+# What the libraries that parse a bundle raise where a file is damaged.
 _PARSE_ERRORS = (
-    pa.ArrowInvalid,
-    json.JSONDecodeError,
+    pa.ArrowException,
+    ValueError,
+    LookupError,
+    TypeError,
+    EOFError,
     zipfile.BadZipFile,
-    KeyError,
-    UnicodeDecodeError,
+    zlib.error,
 )
 
 
@@ -32,6 +42,8 @@ def parsed(path: Path) -> Iterator[None]:
     """Around the parsing of a file: turns a complaint of the library into a BadInput."""
     try:
         yield
+    except BadInput:
+        raise
     except (*_PARSE_ERRORS, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's fault, not the file's
@@ -39,7 +51,7 @@ def parsed(path: Path) -> Iterator[None]:
             path,
             expected="a whole file, as the instrument writes it",
             found=f"{type(error).__name__}: {error}",
-            remedy="copy the file again from the instrument's output",
+            remedy="wait until the run is copied, or copy the file again",
         ) from error
 
 
@@ -50,11 +62,20 @@ def is_spatialdata(path: Path) -> bool:
 
 
 class BundleFiles(Protocol):
-    """Names of a bundle's files, with / between folders, and each as a file on disk."""
+    """Names of a bundle's files, with / between folders, and each as a file on disk.
+
+    Of the files that a manifest lists many are missing in bundles that are shared, so that what
+    is still being copied is told by the names of unfinished files, by empty ones, and by what is
+    needed and not there. Raises BadInput on construction where a file is unfinished by its name,
+    and on a file without content when it is asked for.
+    """
 
     names: frozenset[str]
 
     def path(self, name: str) -> Path: ...
+
+    def open(self, name: str) -> IO[bytes]:
+        """The file to look into without having all of it on disk."""
 
 
 class FolderFiles:
@@ -62,13 +83,15 @@ class FolderFiles:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        found = [p for p in (*folder.glob("*"), *folder.glob("morphology_focus/*")) if p.is_file()]
-        self.names = frozenset(
-            p.relative_to(folder).as_posix() for p in found if not p.name.startswith("._")
-        )
+        patterns = ("*", *(f"{name}/*" for name in _FOLDERS))
+        found = [p for pattern in patterns for p in folder.glob(pattern) if p.is_file()]
+        self.names = _finished(folder, (p.relative_to(folder).as_posix() for p in found))
 
     def path(self, name: str) -> Path:
-        return self._folder / name
+        return _with_content(self._folder / name)
+
+    def open(self, name: str) -> IO[bytes]:
+        return self.path(name).open("rb")
 
 
 class ZipFiles:
@@ -80,7 +103,8 @@ class ZipFiles:
 
     def __init__(self, path: Path, stack: ExitStack) -> None:
         self._path = path
-        self._zip = stack.enter_context(zipfile.ZipFile(path))
+        with parsed(path):
+            self._zip = stack.enter_context(zipfile.ZipFile(path))
         self._out = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xenium-")))
         members = [i.filename for i in self._zip.infolist() if not i.is_dir()]
         for member in members:
@@ -102,22 +126,57 @@ class ZipFiles:
                 remedy="give the zip of one run's output folder",
             )
         self._top = tops[0]
-        self.names = frozenset(m.removeprefix(self._top) for m in kept if m.startswith(self._top))
+        inside = (m.removeprefix(self._top) for m in kept if m.startswith(self._top))
+        self.names = _finished(path, inside)
 
     def path(self, name: str) -> Path:
         target = self._out / name
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             part = target.with_name(target.name + ".part")
-            try:
-                with self._zip.open(self._top + name) as member, part.open("wb") as out:
-                    shutil.copyfileobj(member, out, 1 << 20)
-            except zipfile.BadZipFile as error:
-                raise BadInput(
-                    f"{self._path}, {name}",
-                    expected="a member that unpacks",
-                    found=str(error),
-                    remedy="download the archive again",
-                ) from error
+            with self.open(name) as member, part.open("wb") as out, self._unpacking(name):
+                shutil.copyfileobj(member, out, 1 << 20)
             part.rename(target)
-        return target
+        return _with_content(target)
+
+    def open(self, name: str) -> IO[bytes]:
+        with self._unpacking(name):
+            return self._zip.open(self._top + name)
+
+    @contextmanager
+    def _unpacking(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+            # NotImplementedError: what Windows packs above 2 GB is "deflate64", read by few.
+            raise BadInput(
+                f"{self._path}, {name}",
+                expected="a member that unpacks",
+                found=str(error),
+                remedy="download the archive again, or unpack it and give the folder",
+            ) from error
+
+
+def _finished(where: Path, names: Iterable[str]) -> frozenset[str]:
+    """The names without those that macOS adds."""
+    kept = frozenset(n for n in names if not PurePosixPath(n).name.startswith("._"))
+    unfinished = sorted(n for n in kept if _UNFINISHED.fullmatch(PurePosixPath(n).name))
+    if unfinished:
+        raise BadInput(
+            where,
+            expected="a bundle that is copied whole",
+            found=f"{unfinished[0]}, the name of a file that is still being copied",
+            remedy="wait until the copying has ended; remove that file if it was broken off",
+        )
+    return kept
+
+
+def _with_content(path: Path) -> Path:
+    if path.stat().st_size == 0:
+        raise BadInput(
+            path,
+            expected="a file with content",
+            found="0 bytes, as of a file that is still being copied",
+            remedy="wait until the run is copied, or copy the file again",
+        )
+    return path

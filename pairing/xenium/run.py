@@ -21,7 +21,7 @@ from scipy import sparse
 from pairing.slide import Slide
 from pairing.xenium.bundle import BundleRun
 from pairing.xenium.files import MANIFEST, FolderFiles, ZipFiles, is_spatialdata
-from pairing.xenium.shapes import LabelRaster
+from pairing.xenium.rasters import LabelRaster
 from pairing.xenium.spatialdata import StoreRun
 from pairing.xenium.transcripts import TranscriptBatch
 from shards.errors import BadInput
@@ -31,14 +31,18 @@ from shards.schema import Gene
 class XeniumRun(Protocol):
     """A run, whatever it is stored as. Positions are in µm in the Xenium frame.
 
+    Layouts differ in files, columns and types, and all of them give the same tables: identifiers
+    are text (numbers in decimal), optional columns are filled in from what else the run has.
     Every method raises BadInput where files of the run are missing, damaged, of a layout that is
     not read, or contradict each other.
     """
 
     path: Path
     has_transcripts: bool
-    # What a person should know of how this run was read; for reports.
-    notes: tuple[str, ...]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of how this run was read; for reports."""
 
     @property
     def layout(self) -> str:
@@ -98,6 +102,9 @@ class XeniumRun(Protocol):
         """The DAPI channel as a slide of `pixel_size_um`, with its pyramid, 0 outside."""
 
 
+_ZIP_MAGIC = b"PK\x03\x04"
+
+
 @contextmanager
 def open_xenium(path: Path) -> Iterator[XeniumRun]:
     """Open a run for reading; files of a zip are unpacked aside as they are needed.
@@ -123,6 +130,11 @@ def _not_a_run(path: Path) -> BadInput:
     else:
         remedy = "give the output folder of a run, its zip, or a SpatialData store of it"
     kind = "a folder without either" if path.is_dir() else "a file that is no zip archive"
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(4) == _ZIP_MAGIC:
+                kind = "a zip archive without its end, as of a copy that was broken off"
+                remedy = "wait until the archive is copied, or copy it again"
     return BadInput(
         path,
         expected=f"a Xenium bundle (a folder or zip with {MANIFEST}) or a SpatialData store "

@@ -22,16 +22,13 @@ from scipy import sparse
 
 from pairing.slide import Slide
 from pairing.slide_sources import ArrayLevel
+from pairing.xenium.features import GENE_TYPE, PROTEIN_TYPE, FeatureKinds
 from pairing.xenium.files import parsed
-from pairing.xenium.shapes import (
-    LabelRaster,
-    PolygonTable,
-    label_moments,
-    label_owners,
-    nuclei_table,
-)
-from pairing.xenium.tables import checked_cells, genes_of, row_of_cell
-from pairing.xenium.transcripts import GENE_TYPE, FeatureKinds, TranscriptBatch, TranscriptTable
+from pairing.xenium.nuclei import nuclei_of_masks, nuclei_of_polygons
+from pairing.xenium.polygons import PolygonTable
+from pairing.xenium.rasters import LabelRaster, label_owners
+from pairing.xenium.tables import cells_table, check_cells, genes_of, row_of_cell
+from pairing.xenium.transcripts import TranscriptBatch, TranscriptTable
 from shards.errors import BadInput
 from shards.schema import Gene
 
@@ -124,40 +121,23 @@ class StoreRun:
                 "n_nuclei": self._obs["nucleus_count"].to_numpy(),
             }
         )
-        return checked_cells(self.path, cells)
+        check_cells(self.path, cells)
+        return cells_table(cells)
 
     def read_cells(self) -> pd.DataFrame:
         return self._cells.copy()
 
     def read_nuclei(self) -> pd.DataFrame:
         polygon, cell_index = self._shapes("nucleus_boundaries")
-        label_id = np.arange(1, len(polygon) + 1)
-        labels = self.read_labels("nucleus")
-        moments = None
-        if labels is not None:
-            moments = label_moments(labels)
-            label_id = self._label_under(polygon, labels)
-            polygon, label_id = polygon[label_id > 0], label_id[label_id > 0]
-            values = np.flatnonzero(moments.n_px[1:]) + 1
-            cell_index = self.label_cell_index("nucleus")[values]
-        else:
-            values = label_id
+        n = len(polygon)
         mean_um = shapely.get_coordinates(shapely.centroid(polygon))
-        table = PolygonTable(label_id, np.full(len(polygon), None, object), polygon, mean_um)
-        return nuclei_table(values, cell_index, table, moments, self.pixel_size_um)
-
-    def _label_under(
-        self, polygon: npt.NDArray[np.object_], labels: LabelRaster
-    ) -> npt.NDArray[np.int64]:
-        """The label that a point well inside each polygon lies on; 0 for a second on the same."""
-        point = shapely.get_coordinates(shapely.point_on_surface(polygon)) / self.pixel_size_um
-        column, row = np.floor(point).astype(np.int64).T
-        height, width = labels.shape
-        inside = (column >= 0) & (row >= 0) & (column < width) & (row < height)
-        found = np.zeros(len(polygon), np.int64)
-        found[inside] = [labels[y, x] for y, x in zip(row[inside], column[inside], strict=True)]
-        found[pd.Series(found).duplicated().to_numpy()] = 0
-        return found
+        ids = np.full(n, None, object)
+        polygons = PolygonTable(np.full(n, -1), ids, polygon, mean_um, np.ones(n, bool))
+        labels = self.read_labels("nucleus")
+        if labels is None:
+            return nuclei_of_polygons(polygons, cell_index)
+        owner = self.label_cell_index("nucleus")
+        return nuclei_of_masks(labels, owner, polygons, self.pixel_size_um)
 
     def read_cell_polygons(self) -> list[shapely.Polygon | None]:
         result: list[shapely.Polygon | None] = [None] * self.n_cells
@@ -195,7 +175,8 @@ class StoreRun:
             self._raise(f"{_POINTS}/points.parquet/part.*.parquet", "none")
         kinds = FeatureKinds()
         if self._names_genes and "feature_types" in self._var:
-            kinds = FeatureKinds(dict(self._var["feature_types"]))
+            types = self._var["feature_types"]
+            kinds = FeatureKinds(dict(types[types != PROTEIN_TYPE]))
         return TranscriptTable(paths, kinds, x="x", y="y")
 
     def iter_transcripts(self, batch_rows: int = 1_000_000) -> Iterator[TranscriptBatch]:

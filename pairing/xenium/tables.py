@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pairing.xenium.transcripts import UNASSIGNED
+from pairing.xenium.columns import NO_CELL, refuse_not_finite
 from shards.errors import BadInput
 from shards.schema import Gene
 
@@ -18,22 +18,43 @@ CELL_COLUMNS = ("cell_id", "x_um", "y_um", "cell_area_um2", "nucleus_area_um2", 
 _ENSEMBL = re.compile(r"ENS[A-Z]*G\d{11}")
 
 
-def checked_cells(path: Path, cells: pd.DataFrame) -> pd.DataFrame:
-    """CELL_COLUMNS of a cells table, one row a cell; no nucleus is 0 and NaN, never an area.
-
-    Raises BadInput on identifiers that are not distinct text (numbers are those of XOA 1.0).
+def check_cells(path: Path, cells: pd.DataFrame) -> None:
+    """Raises BadInput on a table (cell_id, x_um, y_um, …) without cells, on identifiers that are
+    not distinct text and on cells without a position.
     """
+    if not len(cells):
+        raise BadInput(
+            path,
+            expected="at least one cell",
+            found="a table of cells without a row",
+            remedy="leave the run out: without cells there is nothing to pair",
+        )
     ids = cells["cell_id"]
-    if not ids.map(lambda i: isinstance(i, str)).all() or not ids.is_unique:
+    if not ids.map(lambda i: isinstance(i, str)).all():
         raise BadInput(
             f"{path}, cell_id",
-            expected="distinct text identifiers, as XOA writes since 1.3",
-            found=f"{ids.dtype} values, {ids.nunique()} distinct of {len(ids)}",
+            expected="identifiers that are text",
+            found=f"{ids.dtype} values",
             remedy="export the run with a current Xenium Ranger",
         )
+    twice = ids[ids.duplicated()]
+    if len(twice):
+        raise BadInput(
+            f"{path}, cell_id",
+            expected="an identifier of its own for every cell",
+            found=f"{twice.iloc[0]!r} more than once, and {len(twice) - 1} more such rows",
+            remedy="copy the table again, or export the run again",
+        )
+    for column in ("x_um", "y_um"):
+        refuse_not_finite(path, column, cells[column].to_numpy(np.float64), 0)
+
+
+def cells_table(cells: pd.DataFrame) -> pd.DataFrame:
+    """CELL_COLUMNS, one row a cell; no nucleus is 0 and NaN, never an area."""
     n_nuclei = cells["n_nuclei"].fillna(0).astype(np.int64)
     area = cells["nucleus_area_um2"].astype(np.float64).where(n_nuclei > 0)
-    result = cells.assign(n_nuclei=n_nuclei, nucleus_area_um2=area, cell_id=ids.astype(object))
+    ids = cells["cell_id"].astype(object)
+    result = cells.assign(n_nuclei=n_nuclei, nucleus_area_um2=area, cell_id=ids)
     return result[list(CELL_COLUMNS)].reset_index(drop=True)
 
 
@@ -42,7 +63,7 @@ def row_of_cell(
 ) -> npt.NDArray[np.int64]:
     """Row of each wanted identifier, -1 where it is no cell's; BadInput on one that is unknown."""
     row: npt.NDArray[np.int64] = pd.Index(cell_ids).get_indexer(wanted).astype(np.int64)
-    unknown = [w for w in wanted[row < 0] if not pd.isna(w) and w != UNASSIGNED]
+    unknown = [w for w in wanted[row < 0] if not pd.isna(w) and w not in NO_CELL]
     if unknown:
         raise BadInput(
             path,

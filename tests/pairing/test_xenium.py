@@ -24,7 +24,7 @@ from scipy import ndimage, sparse
 
 from pairing.simulate import SimulationParams, simulate
 from pairing.xenium import CATEGORY_NAMES, XeniumRun, open_xenium
-from pairing.xenium.shapes import label_moments, label_owners
+from pairing.xenium.rasters import label_moments, label_owners
 from pairing.xenium.tables import cell_id_text
 from shards.errors import BadInput
 
@@ -574,10 +574,7 @@ def dropped(table: str, column: str) -> Any:
 
 N = len(LURES) + len(CONTROLS)
 FAULTS: dict[str, tuple[Any, str]] = {
-    "identifiers as numbers": (changed("transcripts", "cell_id", np.arange(N)), "text"),
-    "identifiers as bytes": (changed("transcripts", "cell_id", [b"aaaaaaab-1"] * N), "text"),
     "no quality": (dropped("transcripts", "qv"), "column qv"),
-    "no nucleus flag": (dropped("transcripts", "overlaps_nucleus"), "overlaps_nucleus"),
     "a cell of another run": (
         changed("transcripts", "cell_id", ["pppppppp-1"] * N),
         r"(?s)cells of the bundle's cells.*pppppppp-1",
@@ -590,10 +587,10 @@ FAULTS: dict[str, tuple[Any, str]] = {
         changed("transcripts", "feature_name", [None, *[LURES[0]] * (N - 1)]),
         "empty rows",
     ),
-    "cells by number": (changed("cells", "cell_id", [1, 2, 3]), "distinct text"),
-    "a cell twice": (changed("cells", "cell_id", [CELL_IDS[0]] * 3), "distinct text"),
-    "no number of nuclei": (dropped("cells", "nucleus_count"), "nucleus_count"),
-    "nuclei without labels": (dropped("nuclei", "label_id"), "label_id"),
+    "cells by fractions": (changed("cells", "cell_id", [1.5, 2, 3]), "text, bytes or whole"),
+    "a cell twice": (
+        changed("cells", "cell_id", [CELL_IDS[0]] * 3), r"(?s)of its own.*'aaaaaaab-1' more than"
+    ),
     "a nucleus of another run": (changed("nuclei", "cell_id", "pppppppp-1"), "pppppppp-1"),
     "no pixel size": (lambda b: b.experiment.pop("pixel_size"), "pixel_size"),
 }
@@ -680,7 +677,7 @@ def test_cell_id_code() -> None:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pairing.xenium.shapes._BLOCK_PX", 7)
+    monkeypatch.setattr("pairing.xenium.rasters._BLOCK_PX", 7)
 
 
 @settings(
