@@ -93,8 +93,10 @@ def _features(path: Path) -> list[Any]:
         raise BadInput(
             path, expected="a GeoJSON file", found=str(error), remedy=_GEOJSON_REMEDY
         ) from error
-    # QuPath writes a bare list where it is not asked for a FeatureCollection.
     features = document.get("features") if isinstance(document, dict) else document
+    # Not asked for a FeatureCollection, QuPath writes a bare list, or one feature alone.
+    if isinstance(document, dict) and document.get("type") == "Feature":
+        features = [document]
     if not isinstance(features, list):
         kind = document.get("type") if isinstance(document, dict) else type(document).__name__
         raise BadInput(

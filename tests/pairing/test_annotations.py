@@ -74,10 +74,11 @@ def test_the_donor_is_the_first_property_that_is_given(
     assert [name for name, _ in read_regions(write(tmp_path, core))] == [donor]
 
 
-def test_a_bare_list_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
-    features = [feature("A", shapely.box(0, 0, 10, 10))]
-    path = write_text(tmp_path, "\ufeff" + json.dumps(features), "cores.json")
-    assert donors(path) == ["A", None, None, None]
+def test_features_without_a_collection_are_read(tmp_path: Path) -> None:
+    core = feature("A", shapely.box(0, 0, 10, 10))
+    for document in (core, [core]):
+        path = write_text(tmp_path, "\ufeff" + json.dumps(document), "cores.json")
+        assert donors(path) == ["A", None, None, None]
 
 
 def test_holes_and_outlines_are_outside(tmp_path: Path) -> None:
