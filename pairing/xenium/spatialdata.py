@@ -27,6 +27,7 @@ from pairing.xenium.files import parsed
 from pairing.xenium.nuclei import nuclei_of_masks, nuclei_of_polygons
 from pairing.xenium.polygons import PolygonTable
 from pairing.xenium.rasters import LabelRaster, label_owners
+from pairing.xenium.store_versions import check_versions
 from pairing.xenium.tables import cells_table, check_cells, genes_of, row_of_cell
 from pairing.xenium.transcripts import TranscriptBatch, TranscriptTable
 from shards.errors import BadInput
@@ -45,7 +46,9 @@ class StoreRun:
     def __init__(self, path: Path) -> None:
         self.path = path
         # Consolidated metadata may name arrays that are not there, which then read as zeros.
-        root = zarr.open_group(path, mode="r", use_consolidated=False)
+        with parsed(path):
+            root = zarr.open_group(path, mode="r", use_consolidated=False)
+        check_versions(path, root)
         tables = sorted(p.name for p in (path / "tables").iterdir() if p.is_dir())
         if "table" not in tables:
             self._raise("tables/table", f"tables: {', '.join(tables) or 'none'}")
@@ -80,12 +83,14 @@ class StoreRun:
 
     @cached_property
     def _obs(self) -> pd.DataFrame:
-        obs: pd.DataFrame = read_elem(self._table["obs"])
+        with parsed(self.path / "tables/table/obs"):
+            obs: pd.DataFrame = read_elem(self._table["obs"])
         return obs
 
     @cached_property
     def _var(self) -> pd.DataFrame:
-        var: pd.DataFrame = read_elem(self._table["var"])
+        with parsed(self.path / "tables/table/var"):
+            var: pd.DataFrame = read_elem(self._table["var"])
         return var
 
     @cached_property
@@ -106,11 +111,13 @@ class StoreRun:
         return genes_of(self.path, var.index.astype(str), ids.astype(str))
 
     @cached_property
-    def _cells(self) -> pd.DataFrame:
-        for column in ("cell_id", "cell_area", "nucleus_area", "nucleus_count"):
+    def _rows(self) -> pd.DataFrame:
+        """The cells; n_nuclei only where the table says it, which XOA does since 2.0."""
+        for column in ("cell_id", "cell_area", "nucleus_area"):
             if column not in self._obs:
                 self._raise(f"the column {column} in tables/table/obs", "none")
-        x_um, y_um = np.asarray(read_elem(self._table["obsm/spatial"]), np.float64).T[:2]
+        with parsed(self.path / "tables/table/obsm/spatial"):
+            x_um, y_um = np.asarray(read_elem(self._table["obsm/spatial"]), np.float64).T[:2]
         cells = pd.DataFrame(
             {
                 "cell_id": self._obs["cell_id"].to_numpy(object),
@@ -118,14 +125,19 @@ class StoreRun:
                 "y_um": y_um,
                 "cell_area_um2": self._obs["cell_area"].to_numpy(np.float64),
                 "nucleus_area_um2": self._obs["nucleus_area"].to_numpy(np.float64),
-                "n_nuclei": self._obs["nucleus_count"].to_numpy(),
             }
         )
+        if "nucleus_count" in self._obs:
+            cells["n_nuclei"] = self._obs["nucleus_count"].to_numpy()
         check_cells(self.path, cells)
-        return cells_table(cells)
+        return cells
 
     def read_cells(self) -> pd.DataFrame:
-        return self._cells.copy()
+        if "n_nuclei" in self._rows:
+            return cells_table(self._rows)
+        owner = self.read_nuclei()["cell_index"].to_numpy()
+        n_nuclei = np.bincount(owner[owner >= 0], minlength=self.n_cells)
+        return cells_table(self._rows.assign(n_nuclei=n_nuclei))
 
     def read_nuclei(self) -> pd.DataFrame:
         polygon, cell_index = self._shapes("nucleus_boundaries")
@@ -165,7 +177,7 @@ class StoreRun:
         if not (shapely.get_type_id(polygon) == shapely.GeometryType.POLYGON).all():
             self._raise(f"polygons in {element}", "other geometries among them")
         cell_ids = np.array(table.column(owner).to_pylist(), dtype=object)
-        return polygon, row_of_cell(self.path, self._cells["cell_id"], cell_ids)
+        return polygon, row_of_cell(self.path, self._rows["cell_id"], cell_ids)
 
     @cached_property
     def _transcripts(self) -> TranscriptTable:
@@ -181,7 +193,7 @@ class StoreRun:
 
     def iter_transcripts(self, batch_rows: int = 1_000_000) -> Iterator[TranscriptBatch]:
         return self._transcripts.iter_batches(
-            self._cells["cell_id"].tolist(), self.genes(), batch_rows
+            self._rows["cell_id"].tolist(), self.genes(), batch_rows
         )
 
     def read_matrix(self) -> sparse.csr_matrix | None:
