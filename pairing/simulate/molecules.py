@@ -24,7 +24,7 @@ I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
-MADE_PER_CELL = 150.0  # median of those decoded, of any quality
+MADE_PER_CELL = 160.0  # median of those decoded, of any quality
 GOOD_SHARE = 0.8  # of gene transcripts with qv ≥ 20
 QV_MIN = 20.0
 NUCLEAR_SHARE = 0.4
