@@ -134,13 +134,14 @@ class Bundle:
     def _write_table(self, stem: str, frame: pd.DataFrame) -> None:
         if self.text == "numbers":
             frame = frame.assign(cell_id=frame["cell_id"].map(self._id))
-        table = pa.Table.from_pandas(frame, preserve_index=False)
+        # Not by from_pandas, which leaves NaN out.
+        table = pa.table({c: pa.array(frame[c], from_pandas=False) for c in frame})
         if self.as_csv:
             with gzip.open(self.folder / f"{stem}.csv.gz", "wb", 1) as file:
                 pa_csv.write_csv(table, file)
             return
         for i, field in enumerate(table.schema):
-            if pa.types.is_string(field.type):
+            if pa.types.is_string(field.type) or pa.types.is_null(field.type):  # of no rows
                 numbered = self.text == "numbers" and field.name != "cell_id"
                 kind = TEXTS["bytes" if numbered else self.text]
                 table = table.set_column(i, field.name, table.column(i).cast(kind))
