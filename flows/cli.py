@@ -91,8 +91,28 @@ def _parser() -> argparse.ArgumentParser:
     p = add("simulate", _simulate, "a Xenium bundle and its H&E slide with known truth")
     p.add_argument("out", type=Path)
     p.add_argument("--cells", type=int, required=True)
-    p.add_argument("--layout", default="xoa-3.0")
     p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--donor-seed", type=int, help="of the donor, where not that of the section")
+    p.add_argument("--donors", type=int, default=1, help="more than one: a tissue microarray (1)")
+    p.add_argument("--workers", type=int, default=1, help="threads (1)")
+    bundle = p.add_argument_group("bundle")
+    bundle.add_argument("--layout", default="xoa-3.0", help="xoa-1.0, 1.3, 2.0, 3.0 or 4.0")
+    bundle.add_argument("--no-cells-zarr", action="store_true", help="without label masks")
+    bundle.add_argument("--zip", action="store_true", help="outs.zip instead of outs/")
+    bundle.add_argument("--stains", action="store_true", help="four morphology channels")
+    bundle.add_argument("--protein", action="store_true", help="protein rows (xoa-4.0)")
+    bundle.add_argument("--rnd-version", action="store_true", help='"R&D" for its software')
+    slide = p.add_argument_group("slide")
+    slide.add_argument("--mpp", type=float, default=0.2738, help="µm per pixel (0.2738)")
+    slide.add_argument("--rotation-deg", type=float, help="drawn from the seed where not given")
+    slide.add_argument("--mirror", action="store_true")
+    slide.add_argument("--warp-um", type=float, default=0.0, help="largest shift of a smooth field")
+    slide.add_argument("--tear-um", type=float, default=0.0, help="widest opening of a tear")
+    slide.add_argument("--fold-um", type=float, default=0.0, help="width of a doubled strip")
+    slide.add_argument("--missing-um", type=float, default=0.0, help="diameter of a lost piece")
+    slide.add_argument("--other-pieces", type=int, default=0, help="sections of other tissue (0)")
+    slide.add_argument("--serial-section", action="store_true", help="show the section after")
+    slide.add_argument("--compression", default="donor", help="jpeg, jpeg2000, or as the donor's")
 
     p = add("curate", _curate, "raw runs to a dataset of shards and its report")
     p.add_argument("config", type=Path, metavar="CONFIG.toml")
@@ -172,19 +192,35 @@ def _demo(args: argparse.Namespace) -> int:
 def _simulate(args: argparse.Namespace) -> int:
     from pydantic import ValidationError
 
-    from pairing.simulate import BundleParams, SimulationParams, simulate
+    from pairing.simulate import BundleParams, SimulationParams, SlideParams, simulate
 
+    bundle = {
+        "layout": args.layout,
+        "cells_zarr": not args.no_cells_zarr,
+        "zipped": args.zip,
+        **{name: getattr(args, name) for name in ("stains", "protein", "rnd_version")},
+    }
+    slide = {name: getattr(args, name) for name in SlideParams.model_fields}
     try:
-        bundle = BundleParams(layout=args.layout)
-        params = SimulationParams(n_cells=args.cells, seed=args.seed, bundle=bundle)
+        params = SimulationParams(
+            n_cells=args.cells,
+            seed=args.seed,
+            donor_seed=args.donor_seed,
+            n_donors=args.donors,
+            bundle=BundleParams(**bundle),
+            slide=SlideParams(**slide),
+        )
     except ValidationError as error:
         raise BadInput(
             "cellpair simulate",
-            expected="--cells of 20 or more, --seed of 0 or more, a --layout of the interface",
-            found="; ".join(f"{e['loc'][0]} = {e['input']}: {e['msg']}" for e in error.errors()),
+            expected="options of simulate, each within its range",
+            found="; ".join(
+                f"{'.'.join(map(str, e['loc'])) or 'options'} = {e['input']}: {e['msg']}"
+                for e in error.errors()
+            ),
             remedy="see cellpair simulate --help",
         ) from error
-    simulate(args.out.resolve(), params)
+    simulate(args.out.resolve(), params, args.workers)
     print(args.out)
     return DONE
 

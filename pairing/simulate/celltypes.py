@@ -1,8 +1,7 @@
-"""The cell types of the simulated tissue: how each looks; what each expresses is in expression.py.
+"""The cell types of the simulated tissue: how each looks; what each expresses is in biology.py.
 
-Every type has the same distributions of nucleus area, of mean haematoxylin density of the nucleus
-and of mean eosin density of the cytoplasm. Types differ in shape and texture alone, so that
-neither mean colour nor nucleus size gives a type away.
+Types differ in size, darkness, shape, chromatin and cytoplasm, with distributions that overlap so
+far that none of these alone tells a type.
 """
 
 from __future__ import annotations
@@ -11,6 +10,11 @@ from dataclasses import dataclass
 
 Range = tuple[float, float]
 
+# Grains of chromatin, coarse to fine: standard deviation in µm of the smoothing of the noise.
+GRAIN_UM = (0.22, 0.38, 0.62)
+# The same of what lies in the cytoplasm.
+GRANULE_UM = (0.25, 0.45)
+
 
 @dataclass(frozen=True, slots=True)
 class CellType:
@@ -18,23 +22,28 @@ class CellType:
 
     name: str
     # Shares among the cells of each compartment; each column sums to 1 over the types.
-    share_nest: float
+    share_epithelium: float
     share_stroma: float
     share_aggregate: float
-    # Nucleus outline: long over short axis, bend of the long axis, waist (two lobes), roughness.
-    axis_ratio: Range = (1.0, 1.2)
+    share_vessel: float
+    # Nucleus: mean area in the section, mean haematoxylin density.
+    area_um2: float
+    density: float
+    # Outline: long over short axis, bend of the long axis, waist (two lobes), roughness.
+    axis_ratio: Range = (1.0, 1.25)
     bend: Range = (0.0, 0.0)
     waist: float = 0.0
-    roughness: float = 0.03
-    # Chromatin: dark clumps, a nucleolus, spokes of a clock face.
-    n_clumps: tuple[int, int] = (10, 16)
-    clump_sigma_um: float = 0.35
-    clump_contrast: float = 0.4
+    roughness: float = 0.04
+    # Chromatin: grain (index of GRAIN_UM) and its contrast, nucleoli, spokes of a clock face.
+    grain: int = 0
+    grain_contrast: float = 0.3
+    n_nucleoli: tuple[int, int] = (0, 0)
     nucleolus_contrast: float = 0.0
     spoke_contrast: float = 0.0
-    # Cytoplasm: granules (vesicles where the contrast is negative), one vacuole, cell border.
-    n_granules: tuple[int, int] = (0, 0)
-    granule_sigma_um: float = 0.4
+    # Cytoplasm: both stains in it, granules (vesicles where negative), one vacuole, border.
+    eosin: float = 0.28
+    basophilia: float = 0.06
+    granule: int = 0
     granule_contrast: float = 0.0
     vacuole_radius_um: float = 0.0
     border_contrast: float = 0.0
@@ -42,68 +51,52 @@ class CellType:
 
 CELL_TYPES: tuple[CellType, ...] = (
     CellType(
-        "epithelial",
-        0.34, 0.06, 0.05,
-        axis_ratio=(1.1, 1.35),
-        n_clumps=(3, 5),
-        clump_sigma_um=0.4,
-        clump_contrast=0.3,
-        nucleolus_contrast=3.2,
-        border_contrast=1.2,
+        "epithelial", 0.60, 0.03, 0.02, 0.0, 46, 0.58,
+        axis_ratio=(1.15, 1.6), grain=1, grain_contrast=0.25,
+        n_nucleoli=(1, 2), nucleolus_contrast=2.2, basophilia=0.15, border_contrast=0.9,
     ),
     CellType(
-        "secretory",
-        0.28, 0.06, 0.05,
-        axis_ratio=(1.05, 1.3),
-        clump_contrast=0.25,
-        vacuole_radius_um=3.0,
-        border_contrast=0.6,
+        "secretory", 0.22, 0.01, 0.01, 0.0, 38, 0.66,
+        axis_ratio=(1.1, 1.5), grain=0, grain_contrast=0.3,
+        eosin=0.22, basophilia=0.12, vacuole_radius_um=3.2, border_contrast=0.5,
     ),
     CellType(
-        "lymphocyte",
-        0.10, 0.14, 0.38,
-        axis_ratio=(1.0, 1.12),
-        n_clumps=(6, 9),
-        clump_sigma_um=0.75,
-        clump_contrast=2.2,
+        "lymphocyte", 0.07, 0.15, 0.56, 0.05, 27, 0.80,
+        axis_ratio=(1.0, 1.15), roughness=0.03, grain=2, grain_contrast=0.75,
+        eosin=0.22, basophilia=0.10,
     ),
     CellType(
-        "plasma",
-        0.06, 0.12, 0.30,
-        axis_ratio=(1.0, 1.15),
-        n_clumps=(0, 0),
-        spoke_contrast=0.7,
-        vacuole_radius_um=1.6,
+        "plasma", 0.03, 0.11, 0.20, 0.02, 33, 0.70,
+        axis_ratio=(1.0, 1.2), grain=1, grain_contrast=0.15, spoke_contrast=0.75,
+        eosin=0.26, basophilia=0.26, vacuole_radius_um=1.5,
     ),
     CellType(
-        "fibroblast",
-        0.08, 0.32, 0.08,
-        axis_ratio=(2.8, 4.0),
-        bend=(-0.25, 0.25),
-        clump_contrast=0.25,
+        "fibroblast", 0.02, 0.35, 0.06, 0.10, 36, 0.62,
+        axis_ratio=(2.6, 4.6), bend=(-0.25, 0.25), grain=0, grain_contrast=0.3,
+        eosin=0.27,
     ),
     CellType(
-        "macrophage",
-        0.08, 0.16, 0.08,
-        axis_ratio=(1.6, 1.9),
-        bend=(0.45, 0.65),
-        clump_contrast=0.3,
-        n_granules=(26, 34),
-        granule_sigma_um=0.65,
-        granule_contrast=-0.9,
+        "endothelial", 0.0, 0.08, 0.05, 0.52, 29, 0.72,
+        axis_ratio=(2.2, 3.6), bend=(0.2, 0.55), grain=0, grain_contrast=0.15,
+        eosin=0.30,
     ),
     CellType(
-        "eosinophil",
-        0.06, 0.14, 0.06,
-        axis_ratio=(1.5, 1.8),
-        waist=0.24,
-        clump_contrast=0.5,
-        n_granules=(34, 44),
-        granule_sigma_um=0.38,
-        granule_contrast=2.6,
+        "smooth_muscle", 0.0, 0.14, 0.0, 0.28, 40, 0.54,
+        axis_ratio=(3.2, 5.5), bend=(-0.1, 0.1), roughness=0.06, grain=1, grain_contrast=0.45,
+        eosin=0.36,
+    ),
+    CellType(
+        "macrophage", 0.04, 0.09, 0.08, 0.02, 43, 0.54,
+        axis_ratio=(1.5, 2.0), bend=(0.4, 0.65), grain=0, grain_contrast=0.35,
+        n_nucleoli=(0, 1), nucleolus_contrast=1.2,
+        eosin=0.25, granule=1, granule_contrast=-0.5,
+    ),
+    CellType(
+        "eosinophil", 0.02, 0.04, 0.02, 0.01, 30, 0.74,
+        axis_ratio=(1.5, 1.9), waist=0.24, grain=2, grain_contrast=0.45,
+        eosin=0.38, granule=0, granule_contrast=0.75,
     ),
 )  # fmt: skip
 
 N_TYPES = len(CELL_TYPES)
-MAX_CLUMPS = max(t.n_clumps[1] for t in CELL_TYPES)
-MAX_GRANULES = max(t.n_granules[1] for t in CELL_TYPES)
+INTERPHASE, MITOTIC, PYKNOTIC = 0, 1, 2

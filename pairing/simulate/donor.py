@@ -1,8 +1,9 @@
-"""What differs from donor to donor in the stain; its effect on expression is in expression.py."""
+"""What differs from donor to donor in stain and scan; its effect on expression is in biology.py."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,18 +17,25 @@ MACENKO_HE = np.array([[0.5626, 0.7201, 0.4062], [0.2159, 0.8012, 0.5581]])
 
 @dataclass(frozen=True, slots=True)
 class Stain:
-    """Colour and optics of one donor's slide.
+    """Colour, section and optics of one slide.
 
-    `vectors` (2, 3): unit optical densities (RGB) of haematoxylin and eosin; `white` (3,): glass,
-    0 to 255; `blur_um`: sigma of the optics; `noise`: sigma in grey levels.
+    `vectors` (2, 3): unit optical densities (RGB) of haematoxylin and eosin; `thickness` relative
+    to the usual section; `white` (3,): glass, 0 to 255; `scanner` (3, 3): mixes the channels of
+    the light; `blur_um`: sigma of the optics in focus, `defocus_um`: more of it for nuclei out of
+    focus; `noise`: sigma in grey levels; the codec of the tiles and its quality.
     """
 
     vectors: npt.NDArray[np.float64]
     haematoxylin: float
     eosin: float
+    thickness: float
     white: npt.NDArray[np.float64]
+    scanner: npt.NDArray[np.float64]
     blur_um: float
+    defocus_um: float
     noise: float
+    codec: Literal["jpeg", "jpeg2000"]
+    quality: int
 
 
 def draw_stain(rng: np.random.Generator, spread: float = 1.0) -> Stain:
@@ -35,11 +43,17 @@ def draw_stain(rng: np.random.Generator, spread: float = 1.0) -> Stain:
     mix = 0.6 + 0.25 * spread * rng.uniform(-1, 1)
     vectors = (1 - mix) * RUIFROK_HE + mix * MACENKO_HE
     vectors = np.clip(vectors + 0.025 * spread * rng.standard_normal((2, 3)), 0.02, None)
+    cross = 0.03 * spread * rng.uniform(0, 1, (3, 3)) * (1 - np.eye(3))
     return Stain(
         vectors=vectors / np.linalg.norm(vectors, axis=1, keepdims=True),
-        haematoxylin=float(np.exp(0.13 * spread * rng.standard_normal())),
-        eosin=float(np.exp(0.15 * spread * rng.standard_normal())),
-        white=np.clip(243 + 4 * spread * rng.standard_normal(3), 228, 254),
-        blur_um=float(0.28 * np.exp(0.15 * spread * rng.standard_normal())),
-        noise=1.6,
+        haematoxylin=float(np.exp(0.15 * spread * rng.standard_normal())),
+        eosin=float(np.exp(0.18 * spread * rng.standard_normal())),
+        thickness=float(np.exp(0.12 * spread * rng.standard_normal())),
+        white=np.clip(241 + 5 * spread * rng.standard_normal(3), 225, 254),
+        scanner=np.eye(3) - np.diag(cross.sum(axis=1)) + cross,
+        blur_um=float(0.30 * np.exp(0.18 * spread * rng.standard_normal())),
+        defocus_um=float(0.45 * np.exp(0.3 * spread * rng.standard_normal())),
+        noise=float(1.8 * np.exp(0.2 * spread * rng.standard_normal())),
+        codec="jpeg2000" if rng.random() < 0.3 else "jpeg",
+        quality=int(rng.integers(75, 93)),
     )

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.spatial import cKDTree
 
-from pairing.simulate.celltypes import CELL_TYPES, MAX_CLUMPS
-from pairing.simulate.shapes import Outlines, draw_outlines
+from pairing.simulate.celltypes import CELL_TYPES, MITOTIC, PYKNOTIC
+from pairing.simulate.shapes import Outlines, draw_outlines, outlines_of
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 
-NUCLEUS_AREA_UM2 = 42.0
-NUCLEUS_AREA_SPREAD = 0.2  # sigma of the logarithm
-NUCLEUS_DENSITY = 0.62  # mean optical density of haematoxylin
-NUCLEUS_DENSITY_SPREAD = 0.15  # sigma of the logarithm
-_GOLDEN_ANGLE = np.pi * (3 - np.sqrt(5))
+AREA_LOG_SPREAD = 0.30
+DENSITY_LOG_SPREAD = 0.20
+TWIN_AREA = 0.62
+MAX_NUCLEOLI = 2
+# Some lie over or under their neighbours, and keep only this share of the usual distance.
+SHARE_OVERLAPPING = 0.22
+OVERLAPPING_DISTANCE = 0.45
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +35,21 @@ class Nuclei:
     angle: F64  # of the long axis, from x towards y
     area_um2: F64
     outlines: Outlines
-    density: F64
-    clumps: F64  # (m, MAX_CLUMPS, 3): relative radius, angle, weight
-    nucleolus: F64  # (m, 2): relative radius, angle
+    density: F64  # mean optical density of haematoxylin
+    depth: F64  # in the section, 0 to 1
+    in_dapi: Mask  # seen by the instrument
+    in_he: Mask  # seen on the slide
+    texture: I64  # (m, 2) where in the noise its chromatin lies
+    nucleoli: F64  # (m, MAX_NUCLEOLI, 3): relative radius, angle, weight
     spoke_phase: F64
 
-    def local(self, i: int, x_um: F64, y_um: F64) -> tuple[F64, F64]:
-        """Points in the frame of the outline of nucleus i."""
-        dx, dy = x_um - self.x_um[i], y_um - self.y_um[i]
-        c, s = np.cos(self.angle[i]), np.sin(self.angle[i])
-        u0, v0 = self.outlines.centroid[i]
-        return dx * c + dy * s + u0, dy * c - dx * s + v0
+    def take(self, rows: I64) -> Nuclei:
+        taken = {name: getattr(self, name)[rows] for name in self.__slots__ if name != "outlines"}
+        return Nuclei(outlines=self.outlines.take(rows), **taken)
+
+    @property
+    def centres_um(self) -> F64:
+        return np.stack([self.x_um, self.y_um], axis=1)
 
     def outlines_um(self) -> F64:
         """(m, k, 2) points of every edge in the Xenium frame."""
@@ -55,18 +62,38 @@ class Nuclei:
     def reach_um(self) -> F64:
         """(m,) No part of a nucleus is farther from its centroid."""
         away = self.outlines.polygons() - self.outlines.centroid[:, None]
-        return np.asarray(np.hypot(away[..., 0], away[..., 1]).max(1))
+        return np.asarray(1.02 * np.hypot(away[..., 0], away[..., 1]).max(1))
+
+
+def joined_nuclei(parts: list[Nuclei]) -> Nuclei:
+    """The rows of all parts, one part after the other."""
+
+    def column(records: list[Any], name: str) -> npt.NDArray[Any]:
+        return np.concatenate([getattr(record, name) for record in records])
+
+    outlines = [part.outlines for part in parts]
+    names = [name for name in Nuclei.__slots__ if name != "outlines"]
+    return Nuclei(
+        outlines=Outlines(*(column(outlines, name) for name in Outlines.__slots__)),
+        **{name: column(parts, name) for name in names},
+    )
 
 
 def draw_nuclei(
-    rng: np.random.Generator, points: F64, type_index: I64, angle: F64, twins: I64
+    rng: np.random.Generator, points: F64, type_index: I64, phase: I64, angle: F64, twins: I64
 ) -> Nuclei:
     """One nucleus a cell, and a second that touches the first for the cells of `twins`."""
     cell = np.concatenate([np.arange(len(points)), twins])
     m = len(cell)
-    area = NUCLEUS_AREA_UM2 * np.exp(NUCLEUS_AREA_SPREAD * rng.standard_normal(m))
-    area = np.where(np.isin(cell, twins), 0.62 * area, area)
-    outlines = draw_outlines(rng, type_index[cell], area)
+    kind, stage = type_index[cell], phase[cell]
+    area = np.array([t.area_um2 for t in CELL_TYPES])[kind]
+    area = area * np.exp(AREA_LOG_SPREAD * rng.standard_normal(m))
+    area = np.where(np.isin(cell, twins), TWIN_AREA * area, area)
+    area *= np.select([stage == MITOTIC, stage == PYKNOTIC], [0.75, 0.35], 1.0)
+    density = np.array([t.density for t in CELL_TYPES])[kind]
+    density = density * np.exp(DENSITY_LOG_SPREAD * rng.standard_normal(m))
+    density *= np.select([stage == MITOTIC, stage == PYKNOTIC], [1.7, 1.9], 1.0)
+    outlines = _by_phase(rng, draw_outlines(rng, kind, area), stage, area)
     where = points[cell]
     second = np.arange(len(points), m)
     side = angle[twins] + np.pi / 2
@@ -81,73 +108,92 @@ def draw_nuclei(
         angle=angle[cell],
         area_um2=area,
         outlines=outlines,
-        density=NUCLEUS_DENSITY * np.exp(NUCLEUS_DENSITY_SPREAD * rng.standard_normal(m)),
-        clumps=_draw_clumps(rng, type_index[cell]),
-        nucleolus=np.stack([rng.uniform(0, 0.35, m), rng.uniform(0, 2 * np.pi, m)], axis=1),
+        density=density,
+        depth=rng.random(m),
+        in_dapi=np.ones(m, bool),
+        in_he=np.ones(m, bool),
+        texture=rng.integers(0, 2**16, (m, 2)),
+        nucleoli=_draw_nucleoli(rng, kind),
         spoke_phase=rng.uniform(0, 2 * np.pi, m),
     )
 
 
-def _draw_clumps(rng: np.random.Generator, type_index: I64) -> F64:
-    counts = np.array([t.n_clumps for t in CELL_TYPES])[type_index]
-    n = rng.integers(counts[:, 0], counts[:, 1] + 1)[:, None]
-    order = np.arange(MAX_CLUMPS)
-    shape = (len(type_index), MAX_CLUMPS)
-    # A sunflower: even over the area, neighbours in order a golden angle apart.
-    radius = np.sqrt((order + rng.uniform(0.1, 0.9, shape)) / n.clip(1)).clip(0, 0.88)
-    angle = (
-        _GOLDEN_ANGLE * order
-        + rng.uniform(0, 2 * np.pi, (len(type_index), 1))
-        + 0.25 * rng.standard_normal(shape)
+def _by_phase(rng: np.random.Generator, usual: Outlines, stage: I64, area: F64) -> Outlines:
+    """A dividing nucleus is a rough plate, a dying one a smooth ball."""
+    n = len(stage)
+    ball, plate = stage == PYKNOTIC, stage == MITOTIC
+    rough = np.abs(usual.rough) + 0.05
+    changed = outlines_of(
+        np.where(plate, rng.uniform(2.2, 3.6, n), 1.05),
+        np.zeros(n),
+        np.zeros(n),
+        np.where(plate[:, None], rough * np.exp(1j * np.angle(usual.rough)), 0),
+        area,
     )
-    return np.stack([radius, angle, np.where(order < n, rng.uniform(0.7, 1.3, shape), 0)], axis=-1)
+    keep = ~(ball | plate)
+
+    def either(name: str) -> npt.NDArray[Any]:
+        mine, other = getattr(usual, name), getattr(changed, name)
+        return np.asarray(np.where(keep.reshape(-1, *(1,) * (mine.ndim - 1)), mine, other))
+
+    return Outlines(*(either(name) for name in Outlines.__slots__))
 
 
-def settle(
-    nuclei: Nuclei, keep_apart: float, allowed: Callable[[F64], npt.NDArray[np.bool_]]
-) -> Nuclei:
-    """Move nuclei apart, at `keep_apart` 1 until hardly any touch.
+def _draw_nucleoli(rng: np.random.Generator, kind: I64) -> F64:
+    low, high = np.array([t.n_nucleoli for t in CELL_TYPES])[kind].T
+    n = rng.integers(low, high + 1)[:, None]
+    shape = (len(kind), MAX_NUCLEOLI)
+    weight = np.where(np.arange(MAX_NUCLEOLI) < n, rng.uniform(0.6, 1.3, shape), 0)
+    return np.stack([rng.uniform(0, 0.5, shape), rng.uniform(0, 2 * np.pi, shape), weight], axis=-1)
 
-    Each is three discs along its long axis.
+
+def settle(rng: np.random.Generator, nuclei: Nuclei, keep_apart: float, period_um: float) -> Nuclei:
+    """Move nuclei apart, at `keep_apart` 1 until few but those that overlap by intent touch.
+
+    Each is three discs along its long axis; the plane repeats every `period_um`.
     """
-    along = (
-        np.array([-0.6, 0.0, 0.6]) * (nuclei.outlines.long_um - nuclei.outlines.short_um)[:, None]
-    )
+    outlines = nuclei.outlines
+    along = np.array([-0.6, 0.0, 0.6]) * (outlines.long_um - outlines.short_um)[:, None]
     heading = np.stack([np.cos(nuclei.angle), np.sin(nuclei.angle)], axis=1)
-    offsets = along[..., None] * heading[:, None]
-    centres = np.stack([nuclei.x_um, nuclei.y_um], axis=1)
-    radius = 1.08 * keep_apart * nuclei.outlines.short_um
-    centres = push_apart(centres, offsets, radius, 40, allowed)
+    radius = 1.06 * keep_apart * outlines.short_um
+    radius = np.where(
+        rng.random(len(radius)) < SHARE_OVERLAPPING, OVERLAPPING_DISTANCE * radius, radius
+    )
+    centres = push_apart(
+        nuclei.centres_um, along[..., None] * heading[:, None], radius, 12, period_um
+    )
     return replace(nuclei, x_um=centres[:, 0], y_um=centres[:, 1])
 
 
-def push_apart(
-    centres: F64,
-    offsets: F64,
-    radius: F64,
-    n_rounds: int,
-    allowed: Callable[[F64], npt.NDArray[np.bool_]],
-) -> F64:
+def push_apart(centres: F64, offsets: F64, radius: F64, n_rounds: int, period_um: float) -> F64:
     """Relax overlaps of n bodies of k discs each: offsets (n, k, 2) or (n, 1, 2), radius (n,).
 
-    Moves that leave what is `allowed` are not made. Returns the new centres (n, 2).
+    The plane repeats every `period_um` in both axes. Returns the new centres (n, 2).
     """
     n, k = offsets.shape[:2]
+    centres = centres.copy()
     body = np.repeat(np.arange(n), k)
     disc_radius = radius[body]
     for _ in range(n_rounds):
-        discs = (centres[:, None] + offsets).reshape(-1, 2)
-        pairs = cKDTree(discs).query_pairs(2 * radius.max(), output_type="ndarray")
+        discs = _wrapped((centres[:, None] + offsets).reshape(-1, 2), period_um)
+        tree = cKDTree(discs, boxsize=period_um)
+        pairs = tree.query_pairs(2 * radius.max(), output_type="ndarray")
         pairs = pairs[body[pairs[:, 0]] != body[pairs[:, 1]]]
         i, j = pairs[:, 0], pairs[:, 1]
         gap = discs[j] - discs[i]
+        gap -= period_um * np.rint(gap / period_um)
         distance = np.hypot(gap[:, 0], gap[:, 1]).clip(1e-6)
         push = 0.5 * (disc_radius[i] + disc_radius[j] - distance)
         close = push > 0
         step = (0.7 * push / distance)[close, None] * gap[close]
-        move = np.zeros_like(centres)
-        np.add.at(move, body[i[close]], -step)
-        np.add.at(move, body[j[close]], step)
-        moved = centres + move
-        centres = np.where(allowed(moved)[:, None], moved, centres)
-    return centres
+        for axis in (0, 1):
+            centres[:, axis] += np.bincount(body[j[close]], step[:, axis], n)
+            centres[:, axis] -= np.bincount(body[i[close]], step[:, axis], n)
+    return _wrapped(centres, period_um)
+
+
+def _wrapped(points: F64, period_um: float) -> F64:
+    wrapped = np.mod(points, period_um)
+    # mod of a tiny negative number rounds up to the period itself, which a periodic tree refuses.
+    wrapped[wrapped >= period_um] = 0.0
+    return wrapped

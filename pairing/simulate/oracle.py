@@ -1,98 +1,158 @@
-"""The best that a matcher of images and counts could do: it knows each cell's type and state.
+"""The best that a matcher of images and counts could do: it knows each cell and its surroundings.
 
-Reads `truth/` only. The model is that of expression.py: given its total, a cell's counts are
-multinomial with the profile of its type and state.
+Reads `truth/` only. What is expected in a cell of the instrument is the mix of its makers' profiles
+(see biology.py), each by its share of what they made there, and of what is ambient. A picture shows
+the makers too: the cell and its neighbours. Given its total, a cell's counts are taken as
+Dirichlet-multinomial with the spread that such a mix of makers has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pyarrow.parquet as pq
 from scipy import sparse
-from scipy.special import logsumexp
+from scipy.special import gammaln, logsumexp
 
-from pairing.simulate.expression import ExpressionModel
+from pairing.simulate.biology import ExpressionModel
 from shards.errors import BadInput
 
 F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
 
-_N_STATE_STEPS = 25  # of the prior over the state, which is even from 0 to 1
+_STATES = ["donor", "type", "state", "niche", "phase"]
+# Shares are known from what was made in truth, with so many transcripts more of the cell's own:
+# a cell that has few by chance is then told by what it is rather than by these few.
+_OWN_PSEUDO_COUNTS = 5.0
+_N_PRIOR_CELLS = 2000
 
 
 def log_likelihood(
     truth: Path, counts: sparse.csr_matrix, genes: Sequence[str], state_cell_ids: Sequence[str]
 ) -> F64:
-    """(n_counts, n_states) log p(counts_j | type_i, state_i, total_j), in nats.
+    """(n_counts, n_states) log p(counts_j | cell_i, total_j), in nats.
 
+    `cell_i` stands for type, state, niche, phase and donor of the cell and of what spills into it.
     `counts` is (n_counts, n_genes) with columns named by `genes`, a selection of the panel in any
-    order; the states are those of `state_cell_ids`, in that order. Without the multinomial
+    order; the cells are those of `state_cell_ids`, in that order. Without the multinomial
     coefficient, which depends on the counts alone: compare along a row, or use
     `pointwise_mutual_information`. Raises BadInput for a gene or a cell that `truth` lacks.
     """
-    model, columns = _model_and_columns(truth, genes)
-    type_index, state = _types_and_states(truth, model, state_cell_ids)
-    return _log_likelihood(model, columns, counts, type_index, state)
+    section = _Section.read(truth)
+    return _log_likelihood(counts, section.concentrations(genes, section.rows(state_cell_ids)))
 
 
 def pointwise_mutual_information(
     truth: Path, counts: sparse.csr_matrix, genes: Sequence[str], state_cell_ids: Sequence[str]
 ) -> F64:
-    """(n_counts, n_states) log p(counts_j | type_i, state_i) - log p(counts_j), given total_j.
+    """(n_counts, n_states) log p(counts_j | cell_i) - log p(counts_j), given total_j.
 
     The score to rank by in both directions: counts for a given cell (down a column), where the
     marginal of each candidate matters, and cells for given counts (along a row), where it cancels.
-    The marginal is over the section's share of each type and an even state. Arguments and errors
-    as of `log_likelihood`.
+    The marginal is over the section's cells, at most 2,000 of them at equal steps. Arguments and
+    errors as of `log_likelihood`.
     """
-    model, columns = _model_and_columns(truth, genes)
-    type_index, state = _types_and_states(truth, model, state_cell_ids)
-    steps = (np.arange(_N_STATE_STEPS) + 0.5) / _N_STATE_STEPS
-    prior_type = np.repeat(np.arange(len(model.types)), _N_STATE_STEPS)
-    prior_state = np.tile(steps, len(model.types))
-    weight = np.repeat(model.type_share / _N_STATE_STEPS, _N_STATE_STEPS)
-    given = _log_likelihood(model, columns, counts, type_index, state)
-    prior = _log_likelihood(model, columns, counts, prior_type, prior_state)
-    marginal = logsumexp(prior, axis=1, b=weight)
+    section = _Section.read(truth)
+    given = _log_likelihood(counts, section.concentrations(genes, section.rows(state_cell_ids)))
+    n = len(section.cells)
+    every = np.unique(np.linspace(0, n - 1, min(n, _N_PRIOR_CELLS)).astype(np.int64))
+    prior = _log_likelihood(counts, section.concentrations(genes, every))
+    marginal = logsumexp(prior, axis=1) - np.log(len(every))
     return np.asarray(given - marginal[:, None])
 
 
-def _log_likelihood(
-    model: ExpressionModel,
-    columns: npt.NDArray[np.int64],
-    counts: sparse.csr_matrix,
-    type_index: npt.NDArray[np.int64],
-    state: F64,
-) -> F64:
-    profile = model.profile(type_index, state)[:, columns]
-    # Over a selection of the genes, counts are multinomial with the profile normalised over it.
-    log_profile = np.log(profile / profile.sum(axis=1, keepdims=True))
-    return np.asarray(counts @ log_profile.T)
+@dataclass(frozen=True, slots=True)
+class _Section:
+    """What `truth/` tells of a section."""
+
+    folder: Path
+    models: dict[str, ExpressionModel]  # by donor
+    cells: pd.DataFrame  # of the instrument
+    tissue_cells: pd.DataFrame
+    made_by: sparse.csr_matrix  # (cells, tissue cells) good gene transcripts
+
+    @classmethod
+    def read(cls, folder: Path) -> _Section:
+        cells = pq.read_table(folder / "cells.parquet", columns=["cell_id", *_STATES]).to_pandas()
+        tissue = pq.read_table(folder / "tissue_cells.parquet", columns=_STATES).to_pandas()
+        return cls(
+            folder=folder,
+            models={
+                donor: ExpressionModel.read(folder / "expression" / f"{donor}.npz")
+                for donor in tissue["donor"].unique()
+            },
+            cells=cells,
+            tissue_cells=tissue,
+            made_by=sparse.load_npz(folder / "spill.npz").tocsr(),
+        )
+
+    def rows(self, cell_ids: Sequence[str]) -> I64:
+        return _positions(self.folder / "cells.parquet", "cells", self.cells["cell_id"], cell_ids)
+
+    def concentrations(self, genes: Sequence[str], rows: I64) -> F64:
+        """(n, n_genes) of the Dirichlet that the composition of each cell follows."""
+        model = next(iter(self.models.values()))
+        columns = _positions(self.folder / "expression", "genes", model.genes, genes)
+        made_by = self.made_by[rows]
+        makers = np.unique(made_by.indices)
+        of_maker = self._profiles(self.tissue_cells.iloc[makers], columns)
+        own = self._profiles(self.cells.iloc[rows], columns)
+        n_made = np.asarray(made_by.sum(axis=1), np.float64).ravel()
+        in_cell = made_by[:, makers] @ of_maker + _OWN_PSEUDO_COUNTS * own
+        in_cell /= n_made[:, None] + _OWN_PSEUDO_COUNTS
+        ambient = np.stack([self.models[d].ambient for d in self.cells["donor"].iloc[rows]])
+        share = float(model.ambient_share)
+        mix = (1 - share) * in_cell + share * ambient[:, columns]
+        # The compositions of a cell's makers vary independently, and what is ambient doesn't: of
+        # the variance of one of them the sum of the squared shares is left.
+        squares = np.asarray(made_by.power(2).sum(axis=1)).ravel() / np.maximum(n_made, 1) ** 2
+        squares = np.where(n_made > 0, squares, 1.0) * (1 - share) ** 2
+        concentration = (float(model.concentration) + 1) / squares - 1
+        return np.asarray(concentration[:, None] * mix)
+
+    def _profiles(self, cells: pd.DataFrame, columns: I64) -> F64:
+        profiles = np.empty((len(cells), len(columns)))
+        for donor, mine in cells.reset_index(drop=True).groupby("donor"):
+            model = self.models[str(donor)]
+            where = self.folder / "cells.parquet"
+            profiles[mine.index] = model.profile(
+                _positions(where, "types", model.types, mine["type"]),
+                mine["state"].to_numpy(),
+                mine["niche"].to_numpy(),
+                _positions(where, "phases", model.phases, mine["phase"]),
+            )[:, columns]
+        return profiles
 
 
-def _model_and_columns(
-    truth: Path, genes: Sequence[str]
-) -> tuple[ExpressionModel, npt.NDArray[np.int64]]:
-    model = ExpressionModel.read(truth / "expression.npz")
-    return model, _positions(truth / "expression.npz", "genes", model.genes, genes)
+def _log_likelihood(counts: sparse.csr_matrix, concentration: F64) -> F64:
+    """(n_counts, n_cells) of Dirichlet-multinomials; see the coefficient in `log_likelihood`.
+
+    Over a selection of the genes, counts are Dirichlet-multinomial with the same concentrations.
+    """
+    total = np.asarray(counts.sum(axis=1)).ravel()
+    distinct, which = np.unique(total, return_inverse=True)
+    whole = concentration.sum(axis=1)
+    score: F64 = -(gammaln(distinct[:, None] + whole) - gammaln(whole))[which]
+    # log Γ(count + a) - log Γ(a) is the sum of log(a + k) over k below the count.
+    left = sparse.csr_matrix(counts, dtype=np.int64, copy=True)
+    left.eliminate_zeros()
+    k = 0
+    while left.nnz:
+        genes = np.unique(left.indices)
+        more = left[:, genes].astype(bool).astype(np.float64)
+        score += more @ np.log(concentration[:, genes].T + k)
+        left.data -= 1
+        left.eliminate_zeros()
+        k += 1
+    return score
 
 
-def _types_and_states(
-    truth: Path, model: ExpressionModel, cell_ids: Sequence[str]
-) -> tuple[npt.NDArray[np.int64], F64]:
-    path = truth / "cells.parquet"
-    table = pq.read_table(path, columns=["cell_id", "type", "state"])
-    rows = _positions(path, "cells", table["cell_id"].to_numpy(zero_copy_only=False), cell_ids)
-    types = table["type"].to_numpy(zero_copy_only=False)[rows]
-    return _positions(path, "types", model.types, types), table["state"].to_numpy()[rows]
-
-
-def _positions(
-    where: Path, what: str, known: npt.NDArray[np.str_], wanted: Sequence[str]
-) -> npt.NDArray[np.int64]:
+def _positions(where: Path, what: str, known: Iterable[str], wanted: Iterable[str]) -> I64:
     position = {name: i for i, name in enumerate(known)}
     missing = [name for name in wanted if name not in position]
     if missing:

@@ -9,10 +9,12 @@ import numpy.typing as npt
 
 from pairing.simulate.celltypes import CELL_TYPES
 
+F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
 
-ROUGH_ORDERS = np.array([3, 4, 5])
-_THETA = np.linspace(0, 2 * np.pi, 96, endpoint=False)
+ROUGH_ORDERS = (3, 4, 5)
+_THETA = np.linspace(0, 2 * np.pi, 48, endpoint=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,71 +29,79 @@ class Outlines:
     short_um: F64
     bend: F64
     waist: F64
-    rough: F64  # (n, 3) amplitudes of ROUGH_ORDERS
-    rough_phase: F64  # (n, 3)
+    rough: npt.NDArray[np.complex128]  # (n, 3) amplitude and phase of ROUGH_ORDERS
     centroid: F64  # (n, 2) of the area, in (u, v)
 
-    def depth(self, i: int, u: F64, v: F64) -> tuple[F64, F64]:
-        """(rho, theta) of points about nucleus i: rho is 0 at its middle and 1 on its edge."""
-        long = self.long_um[i]
-        straight = v - self.bend[i] * (u * u / long - long / 4)
-        theta = np.arctan2(straight, u)
-        return np.hypot(u, straight) / self._radius(slice(i, i + 1), theta), theta
+    def take(self, rows: I64) -> Outlines:
+        return Outlines(*(getattr(self, name)[rows] for name in self.__slots__))
 
-    def _radius(self, which: slice, theta: F64) -> F64:
-        """Edge at `theta` (k,), of one nucleus (k,) or of n nuclei (n, k)."""
-        a, b = self.long_um[which, None], self.short_um[which, None]
-        c2 = np.cos(theta) ** 2
+    def depth(self, u: F32, v: F32) -> tuple[F32, npt.NDArray[np.complex64]]:
+        """(rho, heading) of points (n, …) about n nuclei.
+
+        rho is 0 in the middle and 1 on the edge; heading is the direction from the middle as a
+        complex number of modulus 1.
+        """
+        long = _column(self.long_um, u.ndim)
+        straight = v - _column(self.bend, u.ndim) * (u * u / long - long / 4)
+        distance = np.hypot(u, straight) + np.float32(1e-6)
+        heading = np.empty(u.shape, np.complex64)
+        np.divide(u, distance, out=heading.real)
+        np.divide(straight, distance, out=heading.imag)
+        return distance / self._radius(heading), heading
+
+    def _radius(self, heading: npt.NDArray[np.complexfloating]) -> F32:
+        ndim = heading.ndim
+        a, b = _column(self.long_um, ndim), _column(self.short_um, ndim)
+        c2 = heading.real**2
         ellipse = a * b / np.sqrt(b * b * c2 + a * a * (1 - c2))
-        wobble = 1 + self.waist[which, None] * (2 * c2 - 1)
-        for k, order in enumerate(ROUGH_ORDERS):
-            wobble = wobble + self.rough[which, k, None] * np.cos(
-                order * theta + self.rough_phase[which, k, None]
-            )
-        radius: F64 = ellipse * wobble
-        return radius[0] if radius.shape[0] == 1 else radius
+        wobble = 1 + _column(self.waist, ndim) * (2 * c2 - 1)
+        power = heading * heading
+        for k in range(len(ROUGH_ORDERS)):
+            power = power * heading
+            rough = self.rough[:, k]
+            wobble += _column(rough.real, ndim) * power.real
+            wobble -= _column(rough.imag, ndim) * power.imag
+        return np.asarray(ellipse * wobble, dtype=np.float32)
 
     def polygons(self) -> F64:
-        """(n, 96, 2) points of every edge in (u, v)."""
-        radius = np.atleast_2d(self._radius(slice(None), _THETA))
-        u, straight = radius * np.cos(_THETA), radius * np.sin(_THETA)
+        """(n, 48, 2) points of every edge in (u, v)."""
+        heading = np.broadcast_to(np.exp(1j * _THETA), (len(self.long_um), len(_THETA)))
+        edge = self._radius(heading) * heading
+        u, straight = edge.real, edge.imag
         long = self.long_um[:, None]
         return np.stack([u, straight + self.bend[:, None] * (u * u / long - long / 4)], axis=-1)
 
 
-def draw_outlines(
-    rng: np.random.Generator, type_index: npt.NDArray[np.int64], area_um2: F64
-) -> Outlines:
+def _column(values: npt.NDArray[np.floating], ndim: int) -> F32:
+    return values.astype(np.float32).reshape(-1, *(1,) * (ndim - 1))
+
+
+def draw_outlines(rng: np.random.Generator, type_index: I64, area_um2: F64) -> Outlines:
     """Random outlines of the given types, each of exactly the given area."""
     n = len(type_index)
 
-    def between(lo: list[float], hi: list[float]) -> F64:
-        return np.asarray(rng.uniform(np.array(lo)[type_index], np.array(hi)[type_index]))
+    def between(bounds: list[tuple[float, float]]) -> F64:
+        low, high = np.array(bounds)[type_index].T
+        return np.asarray(rng.uniform(low, high))
 
-    ratio = between([t.axis_ratio[0] for t in CELL_TYPES], [t.axis_ratio[1] for t in CELL_TYPES])
-    bend = between([t.bend[0] for t in CELL_TYPES], [t.bend[1] for t in CELL_TYPES])
+    ratio = between([t.axis_ratio for t in CELL_TYPES])
+    bend = between([t.bend for t in CELL_TYPES])
     waist = np.array([t.waist for t in CELL_TYPES])[type_index]
     roughness = np.array([t.roughness for t in CELL_TYPES])[type_index]
-    unit = Outlines(
-        long_um=np.sqrt(ratio),
-        short_um=1 / np.sqrt(ratio),
-        bend=bend,
-        waist=waist,
-        rough=roughness[:, None] * rng.uniform(0.4, 1.4, (n, len(ROUGH_ORDERS))),
-        rough_phase=rng.uniform(0, 2 * np.pi, (n, len(ROUGH_ORDERS))),
-        centroid=np.zeros((n, 2)),
-    )
+    shape = (n, len(ROUGH_ORDERS))
+    rough = roughness[:, None] * rng.uniform(0.4, 1.5, shape)
+    return outlines_of(ratio, bend, waist, rough * np.exp(2j * np.pi * rng.random(shape)), area_um2)
+
+
+def outlines_of(
+    axis_ratio: F64, bend: F64, waist: F64, rough: npt.NDArray[np.complex128], area_um2: F64
+) -> Outlines:
+    """Outlines of the given shapes, each of exactly the given area (of its polygon)."""
+    ratio = np.sqrt(axis_ratio)
+    unit = Outlines(ratio, 1 / ratio, bend, waist, rough, np.zeros((len(ratio), 2)))
     area, centroid = _area_and_centroid(unit.polygons())
     scale = np.sqrt(area_um2 / area)
-    return Outlines(
-        long_um=unit.long_um * scale,
-        short_um=unit.short_um * scale,
-        bend=bend,
-        waist=waist,
-        rough=unit.rough,
-        rough_phase=unit.rough_phase,
-        centroid=centroid * scale[:, None],
-    )
+    return Outlines(ratio * scale, scale / ratio, bend, waist, rough, centroid * scale[:, None])
 
 
 def _area_and_centroid(polygons: F64) -> tuple[F64, F64]:

@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from pairing.geometry import Affine
 from pairing.simulate.donor import draw_stain
-from pairing.simulate.render import Frame, label_frame, paint_he
+from pairing.simulate.render import Mounted, paint_he
+from pairing.simulate.slide_map import SlideMap
 from pairing.simulate.tissue import draw_field
 
 
@@ -25,14 +26,13 @@ def labelled_tile(
     stain = draw_stain(rng, spread=1.8)
     stain = replace(stain, blur_um=stain.blur_um * float(rng.uniform(0.8, 2.0)))
     span_um = size_px * mpp
-    field_um = 1.5 * span_um + 20
-    crowding, keep_apart = float(rng.uniform(0.7, 2.0)), float(rng.uniform(0.45, 1.0))
+    field_um = 1.5 * span_um + 80
+    crowding, keep_apart = float(rng.uniform(0.7, 1.6)), float(rng.uniform(0.6, 1.0))
     tissue = draw_field(rng, field_um, crowding, keep_apart)
     turn = rng.uniform(0, 2 * np.pi)
     c, s = mpp * np.cos(turn), mpp * np.sin(turn)
     centre = field_um / 2 - np.array([[c, -s], [s, c]]) @ [size_px / 2, size_px / 2]
-    frame = Frame(
-        Affine.similarity(mpp, turn, (float(centre[0]), float(centre[1]))), size_px, size_px
-    )
-    labels = label_frame(tissue, frame)
-    return paint_he(tissue, frame, labels, stain, rng), labels.nucleus
+    um_from_px = Affine.similarity(mpp, turn, (float(centre[0]), float(centre[1])))
+    lying = SlideMap(um_from_px, None, None, 0.0, None, 0.0, None)
+    mounted = Mounted.of(tissue, lying)
+    return paint_he([mounted], stain, (0, 0, size_px, size_px), (seed, 17))

@@ -19,20 +19,21 @@ import tifffile
 import zarr
 from pydantic import ValidationError
 from scipy import sparse
-from shapely import Polygon
+from shapely import Polygon, contains_xy
 
 from pairing.simulate import (
+    BundleParams,
     SimulationParams,
     SlideParams,
     labelled_tile,
     simulate,
 )
-from pairing.simulate.expression import ExpressionModel
-from pairing.simulate.oracle import log_likelihood, pointwise_mutual_information
+from pairing.simulate.biology import ExpressionModel
 from shards.errors import BadInput
 
 N_CELLS = 150
 PIXEL_UM = 0.2125
+SLIDE = SlideParams(mpp=0.26, compression="jpeg")
 CATEGORIES = {
     "predesigned_gene", "custom_gene", "negative_control_probe", "genomic_control_probe",
     "negative_control_codeword", "unassigned_codeword", "deprecated_codeword",
@@ -42,7 +43,7 @@ CATEGORIES = {
 @pytest.fixture(scope="module")
 def section(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("with space µ 組織") / "donor one"
-    simulate(out, SimulationParams(n_cells=N_CELLS, seed=41, slide=SlideParams(mpp=0.26)))
+    simulate(out, SimulationParams(n_cells=N_CELLS, seed=41, slide=SLIDE))
     return out
 
 
@@ -162,11 +163,15 @@ def test_polygons_are_closed_rings_about_their_masks(section: Path) -> None:
     for kind, mask in (("cell", masks["masks/1"]), ("nucleus", masks["masks/0"])):
         table = pq.read_table(section / "outs" / f"{kind}_boundaries.parquet").to_pandas()
         areas = np.bincount(mask.ravel())[1:] * PIXEL_UM**2
+        ratios = []
         for label, ring in table.groupby("label_id"):
             xy = ring[["vertex_x", "vertex_y"]].to_numpy(float)
             assert 4 <= len(xy) <= 25
             np.testing.assert_array_equal(xy[0], xy[-1])
-            assert Polygon(xy).area == pytest.approx(areas[int(str(label)) - 1], rel=0.15)
+            ratios.append(Polygon(xy).area / areas[int(str(label)) - 1])
+        # A mask that another nucleus cuts in two is drawn by its larger piece.
+        assert np.mean(np.abs(np.array(ratios) - 1) < 0.15) > 0.95
+        assert max(ratios) < 1.3
 
 
 def test_cell_ids_are_coded_as_10x_does(section: Path) -> None:
@@ -256,36 +261,6 @@ def test_alignment_files_and_truth_agree(section: Path) -> None:
     assert np.sqrt(abs(np.linalg.det(truth[:2, :2]))) == pytest.approx(0.26 / PIXEL_UM)
 
 
-@pytest.mark.parametrize("mirror", [False, True])
-def test_both_pictures_show_each_nucleus_where_the_truth_has_it(
-    tmp_path: Path, mirror: bool
-) -> None:
-    simulate(
-        tmp_path / "s",
-        SimulationParams(n_cells=60, seed=7, slide=SlideParams(rotation_deg=200, mirror=mirror)),
-    )
-    truth = pq.read_table(tmp_path / "s/truth/he_nuclei.parquet").to_pandas()
-    labels = tifffile.imread(tmp_path / "s/truth/he_nuclei.tif")
-    he = tifffile.imread(tmp_path / "s/he.ome.tif", is_ome=False)
-    dapi = tifffile.imread(
-        tmp_path / "s/outs/morphology_focus/morphology_focus_0000.ome.tif", is_ome=False
-    )
-    he_px = truth[["x_px", "y_px"]].to_numpy()
-    um = _apply(_transform(tmp_path / "s", "xenium_um_from_he_px"), he_px)
-    np.testing.assert_allclose(um, truth[["x_um", "y_um"]], atol=1e-6)
-    assert np.sign(np.linalg.det(_transform(tmp_path / "s", "xenium_um_from_he_px"))) == (
-        -1 if mirror else 1
-    )
-    for label, centre in zip(truth.label, he_px, strict=True):
-        y, x = np.nonzero(labels == label)
-        # Where two nuclei touch, one loses a few pixels to the other.
-        assert np.hypot(x.mean() + 0.5 - centre[0], y.mean() + 0.5 - centre[1]) < 2
-    red = he[..., 0].astype(float)
-    assert red[labels > 0].mean() < red[labels == 0].mean() - 40
-    x, y = (um / PIXEL_UM).astype(int).T
-    assert np.median(dapi[y, x]) > 4 * np.median(dapi)
-
-
 def test_the_slide_is_lopsided_and_has_blank_glass(section: Path) -> None:
     he = tifffile.imread(section / "he.ome.tif", is_ome=False)
     glass = (he.min(axis=2) > 220).astype(float)
@@ -302,75 +277,6 @@ def _hashes(folder: Path) -> dict[str, str]:
         for p in sorted(folder.rglob("*"))
         if p.is_file()
     }
-
-
-def test_the_same_seed_gives_the_same_bytes(section: Path, tmp_path: Path) -> None:
-    simulate(
-        tmp_path / "again", SimulationParams(n_cells=N_CELLS, seed=41, slide=SlideParams(mpp=0.26))
-    )
-    assert _hashes(tmp_path / "again") == _hashes(section)
-    assert sorted(_hashes(section))[0] == "he.ome.tif"
-
-
-def test_two_sections_of_one_donor_share_the_donor(tmp_path: Path) -> None:
-    donors = []
-    for seed, donor_seed in ((1, None), (2, 1), (2, None)):
-        out = tmp_path / f"{seed}-{donor_seed}"
-        simulate(
-            out,
-            SimulationParams(
-                n_cells=20, seed=seed, donor_seed=donor_seed, slide=SlideParams(mpp=1.0)
-            ),
-        )
-        with np.load(out / "truth" / "expression.npz", allow_pickle=False) as model:
-            donors.append(model["donor"])
-    np.testing.assert_array_equal(donors[0], donors[1])
-    assert not np.allclose(donors[1], donors[2])
-
-
-def test_a_folder_in_use_and_too_many_cells_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "used").mkdir()
-    (tmp_path / "used" / "note.txt").write_text("mine")
-    with pytest.raises(BadInput, match="empty"):
-        simulate(tmp_path / "used", SimulationParams(n_cells=20))
-    assert [p.name for p in tmp_path.iterdir()] == ["used"]
-    with pytest.raises(BadInput, match="not there yet"):
-        simulate(tmp_path / "new", SimulationParams(n_cells=10**6))
-    with pytest.raises(ValidationError):
-        SimulationParams(n_cells=0)
-    assert not (tmp_path / "new").exists()
-
-
-def test_the_oracle_tells_cells_by_their_counts(larger: Path) -> None:
-    counts, barcodes, names, kinds = _matrix(larger / "outs" / "cell_feature_matrix.h5")
-    genes = [i for i, k in enumerate(kinds) if k == "Gene Expression"][::-1]
-    symbols = [names[i] for i in genes]
-    chosen = np.random.default_rng(0).choice(len(barcodes), 64, replace=False)
-    ids = [barcodes[i] for i in chosen]
-    batch = counts[chosen][:, genes]
-    score = pointwise_mutual_information(larger / "truth", batch, symbols, ids)
-    own = np.diag(score)
-    for rivals in (score > own[:, None], (score > own[None, :]).T):
-        assert (rivals.sum(axis=1) < 5).mean() > 0.65
-    # The marginal depends on the counts alone.
-    given = log_likelihood(larger / "truth", batch, symbols, ids)
-    np.testing.assert_allclose(np.ptp(given - score, axis=1), 0, atol=1e-6)
-    with pytest.raises(BadInput, match="NOTAGENE"):
-        log_likelihood(larger / "truth", batch, [*symbols[:-1], "NOTAGENE"], ids)
-
-
-def test_counts_follow_the_model_of_the_truth(larger: Path) -> None:
-    """Each gene's total strays from what the model expects by no more than chance."""
-    counts, _, _, kinds = _matrix(larger / "outs" / "cell_feature_matrix.h5")
-    observed = counts[:, [k == "Gene Expression" for k in kinds]].toarray()
-    model = ExpressionModel.read(larger / "truth" / "expression.npz")
-    truth = pq.read_table(larger / "truth" / "cells.parquet").to_pandas()
-    number = {name: i for i, name in enumerate(model.types)}
-    profile = model.profile(truth.type.map(number).to_numpy(), truth.state.to_numpy())
-    expected = profile * observed.sum(axis=1, keepdims=True)
-    z = (observed.sum(0) - expected.sum(0)) / np.sqrt(expected.sum(0))
-    assert np.abs(z.mean()) < 0.3
-    assert 0.8 < z.std() < 1.2
 
 
 def test_labelled_tiles_are_varied_and_repeatable() -> None:
@@ -399,3 +305,208 @@ def test_nuclei_touch_in_some_labelled_tiles() -> None:
         meet = (left != right) & (left > 0) & (right > 0)
         touching.append(len(np.unique(left[meet])))
     assert sum(n > 0 for n in touching) >= 4
+
+
+def test_the_same_seed_gives_the_same_bytes_whatever_the_workers(
+    section: Path, tmp_path: Path
+) -> None:
+    params = SimulationParams(n_cells=N_CELLS, seed=41, slide=SLIDE)
+    simulate(tmp_path / "again", params, workers=2)
+    assert _hashes(tmp_path / "again") == _hashes(section)
+    assert sorted(_hashes(section))[0] == "he.ome.tif"
+
+
+def test_two_sections_of_one_donor_share_the_donor(tmp_path: Path) -> None:
+    donors = []
+    for seed, donor_seed in ((1, None), (2, 1), (2, None)):
+        out = tmp_path / f"{seed}-{donor_seed}"
+        params = SimulationParams(
+            n_cells=20, seed=seed, donor_seed=donor_seed, slide=SlideParams(mpp=1.0)
+        )
+        simulate(out, params)
+        donors.append(ExpressionModel.read(out / "truth" / "expression" / "D1.npz").donor)
+    np.testing.assert_array_equal(donors[0], donors[1])
+    assert not np.allclose(donors[1], donors[2])
+
+
+def test_a_folder_in_use_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "note.txt").write_text("mine")
+    with pytest.raises(BadInput, match="empty"):
+        simulate(tmp_path / "used", SimulationParams(n_cells=20))
+    assert [p.name for p in tmp_path.iterdir()] == ["used"]
+
+
+@pytest.mark.parametrize(
+    ("bundle", "words"),
+    [
+        ({"layout": "xoa-1.3", "stains": True}, "since 2.0"),
+        ({"layout": "xoa-3.0", "protein": True}, "since 4.0"),
+    ],
+)
+def test_what_a_layout_does_not_have_is_refused(bundle: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        BundleParams(**bundle)
+    with pytest.raises(ValidationError):
+        SimulationParams(n_cells=0)
+
+
+def test_some_nuclei_are_in_one_of_the_pictures_alone(larger: Path) -> None:
+    tissue = pq.read_table(larger / "truth" / "tissue_cells.parquet").to_pandas()
+    cells = pq.read_table(larger / "truth" / "cells.parquet").to_pandas()
+    seen = tissue.set_index(["x_um", "y_um"]).index.isin(cells.set_index(["x_um", "y_um"]).index)
+    assert seen.sum() == len(cells) == 500
+    nucleus = (tissue.nucleus_count > 0).to_numpy()
+    one_alone = (seen != tissue.in_he.to_numpy())[nucleus].mean()
+    assert 0.08 < one_alone < 0.3
+    he = pq.read_table(larger / "truth" / "he_nuclei.parquet").to_pandas()
+    assert set(he.cell_id.dropna()) == set(cells.cell_id[cells.in_he])
+    assert he.cell_id.isna().any()
+
+
+def test_labels_of_the_slide_lie_where_the_truth_has_the_nuclei(tmp_path: Path) -> None:
+    """On a slide that is mirrored, stretched, torn, folded and robbed of a piece."""
+    slide = SlideParams(
+        mpp=0.5, mirror=True, rotation_deg=200, warp_um=20, tear_um=25, fold_um=20, missing_um=120
+    )
+    simulate(tmp_path / "s", SimulationParams(n_cells=900, seed=7, slide=slide))
+    labels = tifffile.imread(tmp_path / "s/truth/he_nuclei.tif")
+    nuclei = pq.read_table(tmp_path / "s/truth/he_nuclei.parquet").to_pandas()
+    y, x = np.nonzero(labels)
+    of = labels[y, x]
+    n_px = np.bincount(of)
+    assert set(np.flatnonzero(n_px)) == set(nuclei.label)
+    whole = nuclei[n_px[nuclei.label] * 0.25 > 0.9 * nuclei.area_um2]
+    assert len(whole) > 400
+    found = [np.bincount(of, v + 0.5)[whole.label] / n_px[whole.label] for v in (x, y)]
+    off_px = np.hypot(found[0] - whole.x_px, found[1] - whole.y_px)
+    assert np.percentile(off_px, 98) < 1.5
+
+    cells = pq.read_table(tmp_path / "s/truth/cells.parquet").to_pandas()
+    for flag in ("folded", "torn", "missing"):
+        assert 0 < cells[flag].mean() < 0.4, flag
+    missing = cells[cells.missing & (cells.nucleus_count == 1)]
+    assert not set(missing.cell_id) & set(whole.cell_id.dropna())
+    he = tifffile.imread(tmp_path / "s/he.ome.tif", is_ome=False)
+    at = missing[["y_px", "x_px"]].to_numpy().astype(int)
+    inside = np.all((at >= 0) & (at < he.shape[:2]), axis=1)
+    alone = inside & ~missing.folded.to_numpy()
+    glass = np.percentile(he.min(axis=2), 95)
+    assert (he[at[alone, 0], at[alone, 1]].min(axis=1) > glass - 15).mean() > 0.95
+
+
+def test_both_pictures_show_the_nuclei(larger: Path) -> None:
+    cells = pq.read_table(larger / "truth" / "cells.parquet").to_pandas()
+    he = tifffile.imread(larger / "he.ome.tif", is_ome=False)[..., 0].astype(float)
+    name = "outs/morphology_focus/morphology_focus_0000.ome.tif"
+    dapi = tifffile.imread(larger / name, is_ome=False)
+    one = cells[cells.nucleus_count == 1]
+    x, y = (one[["x_um", "y_um"]].to_numpy() / PIXEL_UM).astype(int).T
+    assert np.median(dapi[y, x]) > 3 * np.median(dapi)
+    shown = one[one.in_he]
+    x, y = shown[["x_px", "y_px"]].to_numpy().astype(int).T
+    assert np.median(he[y, x]) < np.median(he) - 30
+    # The given matrix is exact where the slide was only turned and scaled.
+    matrix = np.loadtxt(larger / "he_imagealignment.csv", delimiter=",")
+    um = _apply(matrix, shown[["x_px", "y_px"]].to_numpy()) * PIXEL_UM
+    np.testing.assert_allclose(um, shown[["x_um", "y_um"]], atol=1e-6)
+
+
+def test_the_largest_stretch_is_as_asked(tmp_path: Path) -> None:
+    simulate(
+        tmp_path / "s", SimulationParams(n_cells=300, seed=3, slide=SlideParams(mpp=1, warp_um=20))
+    )
+    cells = pq.read_table(tmp_path / "s/truth/cells.parquet").to_pandas()
+    matrix = np.loadtxt(tmp_path / "s/he_imagealignment.csv", delimiter=",")
+    um = _apply(matrix, cells[["x_px", "y_px"]].to_numpy()) * PIXEL_UM
+    # The matrix takes up what is common to all: what is left is of that size, not more.
+    left = np.abs(um - cells[["x_um", "y_um"]]).to_numpy()
+    assert 0.5 < left.max() < 40
+    with (tmp_path / "s/he_keypoints.csv").open(encoding="utf-8", newline="") as file:
+        points = np.array(list(csv.reader(file))[1:], float)
+    residual = np.abs(_apply(matrix, points[:, 2:]) - points[:, :2]) * PIXEL_UM
+    assert residual.max() > 0.3
+
+
+def test_the_next_section_has_the_architecture_and_other_cells(tmp_path: Path) -> None:
+    pictures, cells = [], []
+    for serial in (False, True):
+        slide = SlideParams(mpp=1.0, rotation_deg=0, serial_section=serial)
+        out = tmp_path / str(serial)
+        simulate(out, SimulationParams(n_cells=400, seed=5, slide=slide))
+        pictures.append(
+            tifffile.imread(out / "he.ome.tif", is_ome=False)[..., 1].astype(np.float32)
+        )
+        cells.append(pq.read_table(out / "truth" / "he_nuclei.parquet").to_pandas())
+    assert cells[1].cell_id.isna().all()
+    height, width = np.minimum(*(p.shape for p in pictures))
+    coarse = [
+        p[: height // 16 * 16, : width // 16 * 16].reshape(height // 16, 16, -1, 16).mean((1, 3))
+        for p in pictures
+    ]
+    assert np.corrcoef(coarse[0].ravel(), coarse[1].ravel())[0, 1] > 0.8
+    same = cells[1].merge(cells[0], on=["x_um", "y_um"])
+    assert len(same) == 0
+
+
+def test_other_pieces_lie_beside_the_section(tmp_path: Path) -> None:
+    slide = SlideParams(mpp=1.0, other_pieces=2)
+    simulate(tmp_path / "s", SimulationParams(n_cells=150, seed=8, slide=slide))
+    he = tifffile.imread(tmp_path / "s/he.ome.tif", is_ome=False)
+    labels = tifffile.imread(tmp_path / "s/truth/he_nuclei.tif")
+    tissue = he.min(axis=2) < 200
+    columns = np.flatnonzero(labels.any(axis=0))
+    own = np.zeros(he.shape[1], bool)
+    own[columns[0] : columns[-1] + 1] = True
+    assert tissue[:, own].sum() > 5000
+    assert tissue[:, ~own].sum() > 5000
+    assert len(pq.read_table(tmp_path / "s/outs/cells.parquet")) == 150
+
+
+def test_a_microarray_has_a_core_for_each_donor(tmp_path: Path) -> None:
+    params = SimulationParams(n_cells=203, seed=9, n_donors=4, slide=SlideParams(mpp=1.0))
+    simulate(tmp_path / "s", params)
+    truth = tmp_path / "s" / "truth"
+    cells = pq.read_table(truth / "cells.parquet").to_pandas()
+    assert cells.donor.value_counts().to_dict() == {"D1": 51, "D2": 51, "D3": 51, "D4": 50}
+    drawn = json.loads((truth / "donors.geojson").read_text(encoding="utf-8"))["features"]
+    inside = np.stack(
+        [
+            contains_xy(Polygon(f["geometry"]["coordinates"][0]), cells.x_px, cells.y_px)
+            for f in drawn
+        ]
+    )
+    assert (inside.sum(axis=0) == 1).all()
+    names = np.array([f["properties"]["donor"] for f in drawn])
+    assert names[inside.argmax(axis=0)].tolist() == cells.donor.tolist()
+    with (truth / "donors.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["cell_id"], r["donor"]) for r in rows] == list(
+        zip(cells.cell_id, cells.donor, strict=True)
+    )
+    assert sorted(p.stem for p in (truth / "expression").iterdir()) == ["D1", "D2", "D3", "D4"]
+
+
+def test_several_fields_of_view_are_one_section(tmp_path: Path) -> None:
+    """Masks, cells and transcripts agree across the seams."""
+    simulate(tmp_path / "s", SimulationParams(n_cells=1000, seed=4, slide=SlideParams(mpp=1.0)))
+    masks = _masks(tmp_path / "s")
+    assert min(masks["masks/1"].shape) > 2 * 1024
+    cells = pq.read_table(tmp_path / "s/outs/cells.parquet").to_pandas()
+    area_px = np.bincount(masks["masks/1"].ravel(), minlength=1001)[1:]
+    np.testing.assert_allclose(area_px * PIXEL_UM**2, cells.cell_area)
+    y, x = np.nonzero(masks["masks/1"])
+    of = masks["masks/1"][y, x]
+    for column, v in (("x_centroid", x), ("y_centroid", y)):
+        mean_um = np.bincount(of, v + 0.5)[1:] / area_px * PIXEL_UM
+        np.testing.assert_allclose(mean_um, cells[column])
+    t = pq.read_table(tmp_path / "s/outs/transcripts.parquet").to_pandas()
+    assert t.fov_name.nunique() > 1
+    x, y = ((t[c].to_numpy(float) / PIXEL_UM).astype(int) for c in ("x_location", "y_location"))
+    looked_up = np.array(["UNASSIGNED", *cells.cell_id])[masks["masks/1"][y, x]]
+    assert (looked_up == t.cell_id).mean() > 0.998
+    ring = pq.read_table(tmp_path / "s/outs/cell_boundaries.parquet").to_pandas()
+    drawn = [
+        Polygon(r[["vertex_x", "vertex_y"]].to_numpy()).area for _, r in ring.groupby("label_id")
+    ]
+    assert np.corrcoef(drawn, cells.cell_area)[0, 1] > 0.98
