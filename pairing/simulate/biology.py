@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from pairing.simulate.celltypes import CELL_TYPES
 from pairing.simulate.panel import (
     LINEAGES,
     MARKERS,
@@ -31,7 +32,7 @@ from pairing.simulate.panel import (
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 
-TYPES = tuple(MARKERS)
+TYPES = tuple(t.name for t in CELL_TYPES)
 PHASES = ("interphase", "mitotic", "pyknotic")
 
 # The biology is one: all donors and seeds share these numbers, drawn from this seed.
@@ -108,7 +109,7 @@ def draw_model(rng: np.random.Generator, type_share: F64) -> ExpressionModel:
         return np.where(members, biology.uniform(*log_fold, n_genes), 0.0)
 
     base = BASE_LOG_SPREAD * biology.standard_normal(n_genes)
-    marker = np.stack([folds(words, MARKER_LOG_FOLD) for words in MARKERS.values()])
+    marker = np.stack([folds(MARKERS[name], MARKER_LOG_FOLD) for name in TYPES])
     for lineage, words in LINEAGES.items():
         marker[np.isin(TYPES, lineage)] += folds(words, LINEAGE_LOG_FOLD)
     state_slope = STATE_LOG_FOLD_OF_TYPE * biology.standard_normal((n_types, n_genes))
