@@ -129,11 +129,15 @@ class Bundle:
     def _id(self, cell_id: str) -> str:
         if self.text != "numbers":
             return cell_id
-        return "-1" if cell_id == "UNASSIGNED" else str(CELL_IDS.index(cell_id) + 1)
+        return (
+            "-1"
+            if cell_id == "UNASSIGNED"
+            else str(self.cells["cell_id"].tolist().index(cell_id) + 1)
+        )
 
     def _write_table(self, stem: str, frame: pd.DataFrame) -> None:
         if self.text == "numbers":
-            frame = frame.assign(cell_id=frame["cell_id"].map(self._id))
+            frame = frame.assign(cell_id=[self._id(i) for i in frame["cell_id"]])
         # Not by from_pandas, which leaves NaN out.
         table = pa.table({c: pa.array(frame[c], from_pandas=False) for c in frame})
         if self.as_csv:

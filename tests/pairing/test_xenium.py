@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from pathlib import Path
 
-import h5py
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import shapely
-import zarr
-from anndata.io import write_elem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -25,7 +20,7 @@ from pairing.xenium import CATEGORY_NAMES, XeniumRun, open_xenium
 from pairing.xenium.rasters import label_moments, label_owners
 from pairing.xenium.tables import cell_id_text
 from shards.errors import BadInput
-from tests.pairing.handmade import Bundle, counted, looked_up, zipped
+from tests.pairing.handmade import Bundle, counted, zipped
 
 
 @pytest.fixture(scope="session")
@@ -200,77 +195,6 @@ def test_zip_of_two_bundles_and_of_none(tmp_path: Path) -> None:
         path = zipped(tmp_path / "a.zip", tmp_path / "none", more=members)
         with pytest.raises(BadInput, match=words), open_xenium(path):
             pass
-
-
-# ---------------------------------------------------------------- the SpatialData store
-
-
-def test_real_store(store: Path) -> None:
-    with open_xenium(store) as run:
-        assert run.layout == "SpatialData store"
-        assert (run.n_cells, run.pixel_size_um) == (23, pytest.approx(0.2125, rel=1e-12))
-        counts = counted(run)
-        assert counts.sum() == 433
-        table = zarr.open_group(store / "tables" / "table", mode="r", use_consolidated=False)
-        np.testing.assert_array_equal(
-            counts.sum(axis=1), np.asarray(table["obs/transcript_counts"])
-        )
-        assert looked_up(run) == (1983, 2, 0)
-        cells, nuclei = run.read_cells(), run.read_nuclei()
-        labels = run.read_labels("nucleus")
-        assert labels is not None
-        assert labels.shape == (3522, 5789)
-    assert list(nuclei["cell_index"]) == list(range(23))
-    # These are the masks' own areas, so they are the instrument's to its rounding.
-    np.testing.assert_allclose(nuclei["area_um2"], cells["nucleus_area_um2"], rtol=1e-6)
-    for nucleus in nuclei.itertuples():
-        assert nucleus.polygon.distance(shapely.Point(nucleus.x_um, nucleus.y_um)) < 0.5
-
-
-def test_store_with_and_without_names_of_genes(store: Path, ileum: Path, tmp_path: Path) -> None:
-    with open_xenium(store) as run:
-        without = counted(run)
-        names = [gene.symbol for gene in run.genes()]
-        named_in_store = run.notes == ()
-    whole = tmp_path / "whole.zarr"
-    shutil.copytree(store, whole, copy_function=shutil.copyfile)
-    for folder in [whole, *(p for p in whole.rglob("*") if p.is_dir())]:
-        folder.chmod(0o755)
-    if not named_in_store:
-        # The copy among the shared data lacks tables/table/var; its panel is the bundle's.
-        assert names == sorted(names)
-        with h5py.File(ileum / "cell_feature_matrix.h5") as file:
-            features = {k: file[f"matrix/features/{k}"].asstr()[:] for k in ("name", "id")}
-            kind = file["matrix/features/feature_type"].asstr()[:]
-        rows = kind == "Gene Expression"
-        var = pd.DataFrame(
-            {"gene_ids": features["id"][rows], "feature_types": kind[rows]},
-            index=pd.Index(features["name"][rows].astype(object)),
-        )
-        table = zarr.open_group(whole / "tables" / "table", mode="a", use_consolidated=False)
-        write_elem(table, "var", var)
-    with open_xenium(whole) as run:
-        assert run.notes == ()
-        assert run.species == "mouse"
-        assert len(run.genes()) == 5006
-        counts, matrix = counted(run), run.read_matrix()
-        assert matrix is not None
-        assert matrix.sum() == 433
-        np.testing.assert_array_equal(matrix.toarray(), counts)
-        index = [gene.symbol for gene in run.genes()]
-    np.testing.assert_array_equal(counts[:, [index.index(n) for n in names]], without)
-
-
-def test_store_of_another_placement_is_refused(store: Path, tmp_path: Path) -> None:
-    moved = tmp_path / "moved.zarr"
-    shutil.copytree(store, moved, copy_function=shutil.copyfile)
-    attrs = moved / "points" / "transcripts" / ".zattrs"
-    described = json.loads(attrs.read_text())
-    described["coordinateTransformations"][0] |= {"type": "affine", "scale": None}
-    attrs.unlink()
-    attrs.write_text(json.dumps(described))
-    with open_xenium(moved) as run, pytest.raises(BadInput, match="placed by one scale"):
-        _ = run.pixel_size_um
 
 
 # ---------------------------------------------------------------- a simulated bundle, with masks
