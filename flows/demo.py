@@ -29,6 +29,7 @@ from flows.training import EVALUATION_FILE, METRICS_FILE, newest_checkpoint, run
 from pairing.cells import PANEL_FILE, read_cells, read_counts
 from pairing.simulate import SimulationParams, simulate
 from pairing.simulate.oracle import pointwise_mutual_information
+from pairing.simulate.truth import SIMULATOR_VERSION
 from shards.artifact import write_atomically
 from shards.dataset import read_record
 from shards.errors import BadInput
@@ -146,7 +147,7 @@ def _write_configs(out: Path, folders: dict[str, Path], runtime: Runtime) -> Pat
 
 
 def oracle_lines(run: pipeline.CuratedRun, truth: Path, batches: Path) -> list[RetrievalLine]:
-    """Retrieval with each image replaced by its cell's true type and state.
+    """Retrieval with each image replaced by the truth of its cell and of what spills into it.
 
     Scored by the simulator's own likelihood of the observed counts, on the batches that the
     trainer scored: the best that any image model could do on these counts.
@@ -203,6 +204,7 @@ def own_ranks(score: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 class Figures(Record):
     """`figures.json`: R@5 on the held-out donor in batches of 64, by method and direction."""
 
+    simulator_version: int
     n_cells: int
     r_at_5: dict[str, dict[Direction, float]]
 
@@ -212,6 +214,7 @@ class Figures(Record):
 
 def figures_of(lines: list[RetrievalLine], n_cells: int) -> Figures:
     return Figures(
+        simulator_version=SIMULATOR_VERSION,
         n_cells=n_cells,
         r_at_5={
             method: {
@@ -223,6 +226,7 @@ def figures_of(lines: list[RetrievalLine], n_cells: int) -> Figures:
 
 
 def _print_figures(figures: Figures) -> None:
+    print(f"simulator version {figures.simulator_version}, {figures.n_cells} cells")
     print(f"{'R@5 on D3, in batches of 64':<30}{'image to genes':>16}{'genes to image':>16}")
     for method, by_direction in figures.r_at_5.items():
         values = "".join(f"{by_direction[d]:>16.3f}" for d in DIRECTIONS)

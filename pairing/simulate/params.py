@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from shards.schema import Record
 
+MIN_CELLS_OF_DONOR = 20
 Layout = Literal["xoa-1.0", "xoa-1.3", "xoa-2.0", "xoa-3.0", "xoa-4.0"]
 
 
@@ -66,9 +67,15 @@ class SimulationParams(Record):
     cores, one a donor.
     """
 
-    n_cells: int = Field(ge=20)
+    n_cells: int = Field(ge=MIN_CELLS_OF_DONOR)
     seed: int = Field(default=0, ge=0)
     donor_seed: int | None = Field(default=None, ge=0)
     n_donors: int = Field(default=1, ge=1, le=64)
     bundle: BundleParams = BundleParams()
     slide: SlideParams = SlideParams()
+
+    @model_validator(mode="after")
+    def _cells_for_every_donor(self) -> SimulationParams:
+        if self.n_cells < MIN_CELLS_OF_DONOR * self.n_donors:
+            raise ValueError(f"n_cells: at least {MIN_CELLS_OF_DONOR} for each donor")
+        return self

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import tifffile
 from scipy import sparse
 
-from pairing.simulate.biology import ExpressionModel
+from pairing.simulate.biology import PHASES, ExpressionModel
 from pairing.simulate.celltypes import CELL_TYPES
 from pairing.simulate.mount import SlidePicture
 from pairing.simulate.params import SimulationParams
@@ -25,7 +25,6 @@ from pairing.simulate.tissue import Tissue
 SIMULATOR_VERSION = 2
 
 _TILE_PX = 512
-_PHASES = np.array(["interphase", "mitotic", "pyknotic"])
 _CORE_CORNERS = 48
 
 
@@ -94,7 +93,7 @@ def _tissue_cells(section: Mounted, donors: list[str]) -> pa.Table:
             "type": np.array([t.name for t in CELL_TYPES])[cells.type_index],
             "state": cells.state,
             "niche": cells.niche,
-            "phase": _PHASES[cells.phase],
+            "phase": np.array(PHASES)[cells.phase],
             "x_um": x_um,
             "y_um": y_um,
             "x_px": px[:, 0],
