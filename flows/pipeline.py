@@ -105,8 +105,9 @@ def compose(config: CurateConfig, runs: list[CuratedRun]) -> Dataset:
     for split in ("val", "test"):
         if not shards[split]:
             log.warning(
-                'the %s split is empty: assign a donor by [split] assign = { "<donor>" = "%s" }',
+                'the %s split is empty: assign donors by [split] assign, as { "%s" = "%s" }',
                 split,
+                min(donors),
                 split,
             )
     return Dataset.of(
