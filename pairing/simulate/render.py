@@ -152,7 +152,7 @@ def _ground(layers: Layers) -> tuple[F32, F32]:
     eosin += vessel * 0.36 * (1 + 0.35 * layers.fibre)
     eosin *= 1 - layers.lumen
     eosin += 0.62 * layers.blood
-    return 0.02 + 0.09 * epithelium + 0.05 * aggregate, eosin
+    return (0.02 + 0.09 * epithelium + 0.05 * aggregate) * (1 - layers.lumen), eosin
 
 
 def _paint_cytoplasm(
