@@ -19,6 +19,7 @@ import shapely
 
 from flows.cli import main
 from pairing.geometry import Affine
+from pairing.simulate import SimulationParams, SlideParams, simulate
 from shards.check import validate
 from shards.dataset import read_dataset, read_manifest
 from shards.schema import donor_slug
@@ -106,6 +107,13 @@ def curated(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_cores(folder / "cores.geojson", cores(simulated))
     assert curate(write_config(folder, simulated)) == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def microarray(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("microarray") / "run"
+    simulate(out, SimulationParams(n_cells=90, n_donors=3, seed=2, slide=SlideParams(mpp=0.5)))
+    return out
 
 
 def test_every_cell_is_in_one_shard_of_its_donor_or_counted(curated: Path, simulated: Path) -> None:
@@ -331,3 +339,16 @@ def test_dapi_patches_take_polygons_in_morphology_pixels(simulated: Path, tmp_pa
     rows = rows_of(tmp_path / "out")
     left = rows["x_um"] < middle * 0.2125
     assert rows["donor"].tolist() == np.where(left, "B", "C").tolist()
+
+
+@pytest.mark.parametrize("donors", ["donors.geojson", "donors.csv"])
+def test_a_microarray_gives_every_cell_its_own_donor(
+    microarray: Path, tmp_path: Path, donors: str
+) -> None:
+    config = write_config(tmp_path, microarray, str(microarray / "truth" / donors))
+    assert curate(config) == 0
+    assert validate(tmp_path / "out") == []
+    truth = pd.read_parquet(microarray / "truth" / "cells.parquet").set_index("cell_id")
+    rows = rows_of(tmp_path / "out")
+    assert rows["donor"].tolist() == truth.loc[rows["cell_id"], "donor"].tolist()
+    assert read_dataset(tmp_path / "out")[0].donors.keys() == {"D1", "D2", "D3"}
