@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,8 @@ from scipy import sparse
 from pairing.xenium import XeniumRun
 from shards.errors import BadInput
 from shards.schema import Record
+
+_Tally = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]  # keys and counts
 
 
 class CountsQc(Record):
@@ -68,7 +71,9 @@ def count_by_cell(run: XeniumRun, qv_min: float) -> Counts:
 
 def _from_transcripts(run: XeniumRun, qv_min: float) -> Counts:
     n_genes = len(run.genes())
-    keys, values = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    # (key, count) of what was read, in parts that shrink: merging each batch into all that came
+    # before it would take time with the square of the transcripts.
+    parts: list[_Tally] = []
     n_transcripts = n_low = n_unassigned = 0
     by_category: dict[str, int] = {}
     for batch in run.iter_transcripts():
@@ -82,7 +87,10 @@ def _from_transcripts(run: XeniumRun, qv_min: float) -> Counts:
             by_category[name] = by_category.get(name, 0) + n
         genes = inside & (batch.gene_index >= 0)
         key = batch.cell_index[genes].astype(np.int64) * n_genes + batch.gene_index[genes]
-        keys, values = _merge(keys, values, *np.unique(key, return_counts=True))
+        part = np.unique(key, return_counts=True)
+        while parts and len(parts[-1][0]) <= 2 * len(part[0]):
+            part = _merge(parts.pop(), part)
+        parts.append(part)
     if n_transcripts == 0:
         raise BadInput(
             run.path,
@@ -90,6 +98,7 @@ def _from_transcripts(run: XeniumRun, qv_min: float) -> Counts:
             found="a table of transcripts without a row",
             remedy="copy the table again; without transcripts there is nothing to pair",
         )
+    keys, values = reduce(_merge, reversed(parts))
     matrix = sparse.csr_matrix(
         (values, (keys // n_genes, keys % n_genes)), shape=(run.n_cells, n_genes), dtype=np.int64
     )
@@ -101,17 +110,13 @@ def _from_transcripts(run: XeniumRun, qv_min: float) -> Counts:
     )
 
 
-def _merge(
-    keys_a: npt.NDArray[np.int64],
-    values_a: npt.NDArray[np.int64],
-    keys_b: npt.NDArray[np.int64],
-    values_b: npt.NDArray[np.int64],
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Sum of two sorted sparse vectors."""
-    keys, inverse = np.unique(np.concatenate([keys_a, keys_b]), return_inverse=True)
-    values = np.zeros(len(keys), np.int64)
-    np.add.at(values, inverse, np.concatenate([values_a, values_b]))
-    return keys, values
+def _merge(a: _Tally, b: _Tally) -> _Tally:
+    """Sum of two sparse vectors, keys ascending."""
+    keys, values = (np.concatenate(pair) for pair in zip(a, b, strict=True))
+    order = np.argsort(keys, kind="stable")  # which makes use of what is sorted already
+    keys = keys[order]
+    first = np.flatnonzero(np.diff(keys, prepend=-1))
+    return keys[first], np.add.reduceat(values[order], first)
 
 
 def _qc(

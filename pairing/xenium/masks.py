@@ -14,7 +14,7 @@ import zarr
 
 from pairing.xenium.files import parsed
 from pairing.xenium.polygons import PolygonTable, polygons_of
-from pairing.xenium.rasters import LabelRaster, label_moments, label_owners
+from pairing.xenium.rasters import LabelRaster, StoredRaster, label_moments, label_owners
 from pairing.xenium.tables import cell_id_text
 from shards.errors import BadInput
 
@@ -64,8 +64,7 @@ class Masks:
 
     def labels(self, kind: Kind) -> LabelRaster:
         """(H, W) on the morphology pixels, read as it is sliced."""
-        array: LabelRaster = self._group[f"masks/{_NUMBER_OF[kind]}"]
-        return array
+        return StoredRaster(self._path, self._group[f"masks/{_NUMBER_OF[kind]}"])
 
     def row_of_label(self, kind: Kind) -> npt.NDArray[np.int64]:
         """For each label the row of its cell, -1 for the background and for no cell's.

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from pairing.xenium.files import parsed
 
 # Side of the blocks in which a raster is walked: whole chunks, 64 MB of uint32.
 _BLOCK_PX = 4096
@@ -19,6 +22,21 @@ class LabelRaster(Protocol):
     @property
     def shape(self) -> tuple[int, ...]: ...
     def __getitem__(self, key: Any) -> Any: ...
+
+
+class StoredRaster:
+    """A zarr array that is read as it is sliced; BadInput names `path` where it is damaged."""
+
+    def __init__(self, path: Path, array: Any) -> None:
+        self._path = path
+        self._array = array
+        self.shape: tuple[int, ...] = array.shape
+        self.chunks: tuple[int, ...] = array.chunks
+
+    def __getitem__(self, key: Any) -> npt.NDArray[Any]:
+        with parsed(self._path):
+            block: npt.NDArray[Any] = self._array[key]
+            return block
 
 
 @dataclass(frozen=True, slots=True)

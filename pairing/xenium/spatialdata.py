@@ -26,7 +26,7 @@ from pairing.xenium.features import GENE_TYPE, PROTEIN_TYPE, FeatureKinds
 from pairing.xenium.files import parsed
 from pairing.xenium.nuclei import nuclei_of_masks, nuclei_of_polygons
 from pairing.xenium.polygons import PolygonTable
-from pairing.xenium.rasters import LabelRaster, label_owners
+from pairing.xenium.rasters import LabelRaster, StoredRaster, label_owners
 from pairing.xenium.store_versions import check_versions
 from pairing.xenium.tables import cells_table, check_cells, genes_of, row_of_cell
 from pairing.xenium.transcripts import TranscriptBatch, TranscriptTable
@@ -224,8 +224,8 @@ class StoreRun:
             return None
         if self._scale(element) != self._scale(self._image):
             self._raise(f"{element} on the pixels of the image", "another scale")
-        labels: LabelRaster = self._root[f"{element}/{self._multiscale(element)[0]}"]
-        return labels
+        array = self._root[f"{element}/{self._multiscale(element)[0]}"]
+        return StoredRaster(self.path / element, array)
 
     def label_cell_index(self, kind: Literal["cell", "nucleus"]) -> npt.NDArray[np.int64]:
         cells, nuclei = self.read_labels("cell"), self.read_labels("nucleus")
