@@ -47,7 +47,9 @@ def read_polygons(path: Path) -> PolygonTable:
     has_label = "label_id" in column_names(path)
     table = read_table(path, ["cell_id"], ["vertex_x", "vertex_y", *["label_id"] * has_label])
     names, cell = encoded(path, "cell_id", table.column("cell_id"))
-    vertices = np.stack([floats_of(path, f"vertex_{axis}", table) for axis in "xy"], axis=1)
+    # float32 in Parquet, and so the same from csv.
+    axes = [floats_of(path, f"vertex_{axis}", table).astype(np.float32) for axis in "xy"]
+    vertices = np.stack(axes, axis=1).astype(np.float64)
     for axis, values in zip("xy", vertices.T, strict=True):
         refuse_not_finite(path, f"vertex_{axis}", values, 0)
     label = floats_of(path, "label_id", table).astype(np.int64) if has_label else None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import shutil
 import tempfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 import shapely
@@ -113,6 +116,36 @@ def test_real_bundle_nuclei(ileum: Path) -> None:
     for outline, (x, y) in zip(outlines, cells[["x_um", "y_um"]].to_numpy(), strict=True):
         assert outline is not None
         assert outline.distance(shapely.Point(x, y)) < 1
+
+
+@pytest.mark.parametrize("as_csv", [False, True])
+def test_real_bundle_in_an_older_layout(as_csv: bool, ileum: Path, tmp_path: Path) -> None:
+    """Without what came after XOA 1.x, and with text as it was: the same run."""
+    older = tmp_path / "older"
+    (older / "morphology_focus").mkdir(parents=True)
+    for name in ("experiment.xenium", "cell_feature_matrix.h5"):
+        shutil.copyfile(ileum / name, older / name)
+    later = ["is_gene", "codeword_category", "codeword_index", "label_id", "nucleus_count"]
+    for stem in ("transcripts", "cells", "nucleus_boundaries", "cell_boundaries"):
+        table = pq.read_table(ileum / f"{stem}.parquet")
+        table = table.drop([c for c in later if c in table.column_names])
+        if as_csv:
+            with gzip.open(older / f"{stem}.csv.gz", "wb") as file:
+                pa_csv.write_csv(table, file)
+            continue
+        types = [pa.binary() if pa.types.is_string(f.type) else f.type for f in table.schema]
+        cast = table.cast(pa.schema(list(zip(table.column_names, types, strict=True))))
+        pq.write_table(cast, older / f"{stem}.parquet", row_group_size=500)
+    with open_xenium(ileum) as run, open_xenium(older) as old:
+        assert_is_the_ileum(old)
+        pd.testing.assert_frame_equal(old.read_cells(), run.read_cells())
+        nuclei, outlines = run.read_nuclei(), run.read_cell_polygons()
+        assert old.read_cell_polygons() == outlines
+        old_nuclei = old.read_nuclei()
+    order = nuclei.sort_values("cell_index", kind="stable").index
+    old_order = old_nuclei.sort_values("cell_index", kind="stable").index
+    for column in ("cell_index", "x_um", "y_um", "area_um2"):
+        assert nuclei.loc[order, column].tolist() == old_nuclei.loc[old_order, column].tolist()
 
 
 def test_real_morphology(ileum: Path, store: Path) -> None:

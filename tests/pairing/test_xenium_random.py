@@ -94,7 +94,7 @@ def made(folder: Path, layout: dict[str, Any], rng: np.random.Generator) -> Bund
     return bundle
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(layout=layouts(), seed=st.integers(0, 2**32 - 1), rows=st.integers(1, 70))
 def test_a_random_bundle(layout: dict[str, Any], seed: int, rows: int) -> None:
     with tempfile.TemporaryDirectory() as folder:

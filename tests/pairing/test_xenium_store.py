@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import shapely
 import zarr
-from anndata.io import write_elem
+from anndata.io import read_elem, write_elem
 
 from pairing.counts import count_by_cell
 from pairing.simulate import SimulationParams, simulate
@@ -86,6 +86,18 @@ def test_store_with_and_without_names_of_genes(store: Path, ileum: Path, tmp_pat
         np.testing.assert_array_equal(matrix.toarray(), counts)
         index = [gene.symbol for gene in run.genes()]
     np.testing.assert_array_equal(counts[:, [index.index(n) for n in names]], without)
+
+
+def test_store_of_a_run_that_counts_no_nuclei(store: Path, tmp_path: Path) -> None:
+    """As of a bundle before XOA 2.0."""
+    older = tmp_path / "older.zarr"
+    shutil.copytree(store, older, copy_function=shutil.copyfile)
+    for folder in [older, *(p for p in older.rglob("*") if p.is_dir())]:
+        folder.chmod(0o755)
+    table = zarr.open_group(older / "tables" / "table", mode="a", use_consolidated=False)
+    write_elem(table, "obs", read_elem(table["obs"]).drop(columns="nucleus_count"))
+    with open_xenium(store) as run, open_xenium(older) as old:
+        pd.testing.assert_frame_equal(old.read_cells(), run.read_cells())
 
 
 def test_store_of_another_placement_is_refused(store: Path, tmp_path: Path) -> None:
