@@ -52,7 +52,11 @@ def read_polygons(path: Path) -> PolygonTable:
     vertices = np.stack(axes, axis=1).astype(np.float64)
     for axis, values in zip("xy", vertices.T, strict=True):
         refuse_not_finite(path, f"vertex_{axis}", values, 0)
-    label = floats_of(path, "label_id", table).astype(np.int64) if has_label else None
+    label = None
+    if has_label:
+        numbers = floats_of(path, "label_id", table)
+        refuse_not_finite(path, "label_id", numbers, 0)
+        label = numbers.astype(np.int64)
     key, _ = pd.factorize(cell if label is None else label, sort=has_label)
     if np.any(np.diff(key) < 0):
         order = np.argsort(key, kind="stable")

@@ -88,6 +88,10 @@ FAULTS: dict[str, tuple[Any, str]] = {
         r"(?s)column qv.*nan in row",
     ),
     "a vertex nowhere": (changed("nuclei", "vertex_x", np.nan), r"(?s)vertex_x.*nan in row 0"),
+    "a ring without a label": (
+        changed("nuclei", "label_id", [1.0] * 5 + [np.nan] * 10),
+        r"(?s)column label_id.*nan in row 5",
+    ),
     "positions as text": (
         changed("transcripts", "x_location", ["1.0"] * N),
         r"(?s)column x_location.*floating-point.*string",
