@@ -142,7 +142,8 @@ def _inside(
 def _fill(
     rng: np.random.Generator, tissue_map: TissueMap, box_um: tuple[float, float, float, float]
 ) -> tuple[F64, I64, Tile]:
-    tile = draw_tile(rng, tissue_map, 1.0, KEEP_APART)
+    # The tile is the whole period's; the outline cuts it afterwards.
+    tile = draw_tile(rng, replace(tissue_map, outline=None), 1.0, KEEP_APART)
     return *_inside(tissue_map, box_um, tile[0]), tile
 
 
