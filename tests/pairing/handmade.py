@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 import zarr
 from scipy import io, sparse
 
-from pairing.xenium import XeniumRun
+from pairing.counts import count_by_cell
+from pairing.xenium import XeniumRun, open_xenium
 
 # Genes that a loose pattern takes for controls, and controls of every kind.
 LURES = ["NEGR1", "NANOG", "NANS", "BLANKET1", "ANTISENSE2", "UnassignedGene", "INTERGENIC1"]
@@ -238,3 +239,18 @@ def looked_up(run: XeniumRun) -> tuple[int, int, int]:
         near += int((np.any(list(shown.values()), axis=0) & ~agrees).sum())
         total += len(agrees)
     return inside, near, total - inside - near
+
+
+def read_all(path: Path) -> None:
+    """All that a run is asked for, but for its image."""
+    with open_xenium(path) as run:
+        count_by_cell(run, 20)
+        run.read_cells()
+        run.read_nuclei()
+        run.read_cell_polygons()
+        run.read_control_counts()
+        for kind in ("cell", "nucleus"):
+            labels = run.read_labels(kind)
+            if labels is not None:
+                labels[:]
+                run.label_cell_index(kind)
