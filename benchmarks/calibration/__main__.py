@@ -4,8 +4,9 @@
 
 Simulates one section of each seed (or takes those that are in OUT), measures them beside the real
 data of DATA (`slides/`, `nuclei/`, `xenium/mouse_ileum_tiny/`) and beside folders with a sample of
-a real run, and prints two tables. Pictures go to OUT: `simulated.png` shows simulated data alone,
-`beside.png` and `crops.png` real data too. Exits with 1 where a limit of hardness is not met.
+a real run, and prints two tables. Pictures go to OUT: `simulated.png` and `tissue.png` show
+simulated data alone, `simulated-beside.png` and `tissue-beside.png` real data too. Exits
+with 1 where a limit of hardness is not met.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ def measured(
         **slides.measure_colour(slides.optical_density(cmu, slides.glass_of(cmu))),
         **slides.measure_found(cmu, network),
     }
-    draw_crops(out / "crops.png", {"CMU-1": cmu, **pictures})
+    draw_crops(out / "tissue.png", pictures)
+    draw_crops(out / "tissue-beside.png", {"CMU-1": cmu, **pictures})
     tiles = read_tiles(data / "nuclei")
     theirs["labelled tiles"] = slides.measure_tiles(tiles)
     he = [t.rgb.reshape(-1, 3) for t in tiles if t.tile_id.startswith(slides.HE_TILES)]
@@ -96,8 +98,8 @@ def hard_enough(runs: dict[str, Path]) -> bool:
         print(f"| {what} | {seed} | {value:.3f} | {sign} {limit} | {verdict} |", flush=True)
 
     counts = {seed: hardness.otsu_counts(folder, mpp) for seed, folder in runs.items()}
-    for seed, one in counts.items():
-        line("Otsu + watershed, F1 at IoU 0.5", seed, one.f1, "≤", MAX_OTSU_F1)
+    for seed, tally in counts.items():
+        line("Otsu + watershed, F1 at IoU 0.5", seed, tally.f1, "≤", MAX_OTSU_F1)
     pooled = sum(counts.values(), Counts())
     line("Otsu + watershed, F1 at IoU 0.5", "all", pooled.f1, "≤", MAX_OTSU_F1)
     for seed, folder in runs.items():
@@ -134,7 +136,7 @@ def main() -> int:
     samples = {name: Path(folder) for name, folder in (r.split("=", 1) for r in given.real)}
     figures = measured(runs, given.data, samples, given.out)
     draw_histograms(given.out / "simulated.png", figures, with_real=False)
-    draw_histograms(given.out / "beside.png", figures, with_real=True)
+    draw_histograms(given.out / "simulated-beside.png", figures, with_real=True)
     print(table(figures), end="\n\n", flush=True)
     return 0 if hard_enough(runs) else 1
 

@@ -90,7 +90,7 @@ class Cells:
             cells[["x_px", "y_px"]].to_numpy(np.float64) * mpp,
         )
 
-    def error_um(self, slide_from_um: F64) -> float:
+    def error_um(self, slide_from_um: npt.NDArray[np.floating]) -> float:
         """Median distance of the cells from where a (2, 3) affine puts them."""
         found = self.um @ slide_from_um[:, :2].T + slide_from_um[:, 2]
         return float(np.median(np.hypot(*(found - self.slide_um).T)))
@@ -117,13 +117,15 @@ def sift_alignments(folder: Path, mpp: float) -> Iterator[Alignment]:
     with tifffile.TiffFile(focus, is_ome=False) as file:
         dapi = file.series[0].levels[0].asarray()
     for at_mpp in MPPS:
-        he = cv2.resize(slide, None, fx=MPP / at_mpp, fy=MPP / at_mpp, interpolation=cv2.INTER_AREA)
+        shrink = MPP / at_mpp
+        he = cv2.resize(slide, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
+        views = _views_of_he(np.asarray(he, np.uint8))
         scale = MORPHOLOGY_UM / at_mpp
         small = cv2.resize(dapi, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         bright = _stretched(small.astype(np.float32))
         for mirror in (False, True):
             seen = bright[:, ::-1] if mirror else bright
-            for name, view in _views_of_he(he).items():
+            for name, view in views.items():
                 n_matches, n_inliers, affine = _sift_ransac(seen, view, at_mpp)
                 how = f"{at_mpp:g} µm/px, {name}{', mirrored' if mirror else ''}"
                 error = np.inf
@@ -152,7 +154,7 @@ def _stretched(picture: npt.NDArray[np.floating]) -> Grey:
 
 def _sift_ransac(src: Grey, dst: Grey, mpp: float) -> tuple[int, int, F64 | None]:
     """Matches, inliers and the (2, 3) affine from `src` to `dst`, None where there is none."""
-    sift = cv2.SIFT_create(nfeatures=N_FEATURES, contrastThreshold=0.02)
+    sift = cv2.SIFT.create(nfeatures=N_FEATURES, contrastThreshold=0.02)
     src_points, src_words = sift.detectAndCompute(np.ascontiguousarray(src), None)
     dst_points, dst_words = sift.detectAndCompute(dst, None)
     # FLANN's trees are drawn at random.

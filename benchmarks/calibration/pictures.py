@@ -44,6 +44,8 @@ def draw_histograms(path: Path, figures: Sequence[Figure], with_real: bool) -> N
         axes.set_yticks([])
         if real:
             axes.legend(fontsize=6)
+    for axes in canvas.axes[len(shown) :]:
+        axes.set_axis_off()
     canvas.savefig(path, dpi=80)
 
 
@@ -54,7 +56,7 @@ def _density(values: F64, edges: F64) -> F64:
 def draw_crops(path: Path, slides: dict[str, Rgb]) -> None:
     """A PNG: the windows with most tissue of slides at MPP, at one scale."""
     side = round(CROP_UM / MPP)
-    canvas = Canvas(figsize=(5 * len(slides), 5), layout="constrained")
+    canvas = Canvas(figsize=(4 * len(slides), 4), layout="constrained")
     rows = canvas.subplots(1, len(slides), squeeze=False).ravel()
     for axes, (name, rgb) in zip(rows, slides.items(), strict=True):
         corners = [

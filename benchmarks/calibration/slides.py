@@ -24,6 +24,7 @@ TISSUE_OD = 0.08  # mean of the channels
 # another stain.
 HE_TILES = ("4193474b", "57bd029b", "87ea7289", "8f27ebc7")
 WINDOW_PX = 512
+N_PIXELS = 100_000  # of a figure and slide: as many as a histogram needs
 N_WINDOWS = 8
 
 
@@ -48,8 +49,12 @@ def measure_colour(density: F64) -> dict[str, F64]:
     """Optical density of the tissue pixels by channel."""
     flat = density.reshape(-1, 3)
     flat = flat[flat.mean(axis=1) > TISSUE_OD]
-    flat = flat[:: max(1, len(flat) // 200_000)]
-    return {f"optical density, {name}": flat[:, c] for c, name in enumerate(CHANNELS)}
+    return _by_channel("optical density of tissue", flat)
+
+
+def _by_channel(what: str, density: F64) -> dict[str, F64]:
+    thinned = density[:: max(1, len(density) // N_PIXELS)]
+    return {f"{what}, {name}": thinned[:, c] for c, name in enumerate(CHANNELS)}
 
 
 def measure_truth(folder: Path) -> dict[str, F64]:
@@ -71,20 +76,30 @@ def measure_tiles(tiles: list[LabelledTile]) -> dict[str, F64]:
 
 def measure_found(rgb: Rgb, network: NucleusNetwork) -> dict[str, F64]:
     """Nuclei that the network finds in the windows with most tissue of a slide at MPP."""
-    tissue = optical_density(rgb, glass_of(rgb)).mean(axis=2) > TISSUE_OD
+    density = optical_density(rgb, glass_of(rgb))
+    tissue = density.mean(axis=2) > TISSUE_OD
     corners = [
         (y, x)
         for y in range(0, rgb.shape[0] - WINDOW_PX + 1, WINDOW_PX)
         for x in range(0, rgb.shape[1] - WINDOW_PX + 1, WINDOW_PX)
     ]
     corners.sort(key=lambda c: -tissue[c[0] : c[0] + WINDOW_PX, c[1] : c[1] + WINDOW_PX].mean())
-    areas, points = [], []
+    areas, points, inside, between = [], [], [], []
     for y, x in corners[:N_WINDOWS]:
-        found, _ = network.find(rgb[y : y + WINDOW_PX, x : x + WINDOW_PX])
+        window = slice(y, y + WINDOW_PX), slice(x, x + WINDOW_PX)
+        found, _ = network.find(rgb[window])
+        inside.append(density[window][found > 0])
+        between.append(density[window][(found == 0) & tissue[window]])
         area, centres = _whole_nuclei(found, MPP)
         areas.append(area)
         points.append(centres)
-    return _of_nuclei("found", np.concatenate(areas), points)
+    n_per_mm2 = sum(map(len, points)) / (sum(map(len, inside + between)) * MPP**2) * 1e6
+    return {
+        **_of_nuclei("found", np.concatenate(areas), points),
+        "nuclei found per mm² of tissue": np.array([n_per_mm2]),
+        **_by_channel("optical density of nuclei found", np.concatenate(inside)),
+        **_by_channel("optical density between them", np.concatenate(between)),
+    }
 
 
 def _whole_nuclei(labels: Labels, mpp: float) -> tuple[F64, F64]:
@@ -94,7 +109,7 @@ def _whole_nuclei(labels: Labels, mpp: float) -> tuple[F64, F64]:
     area_px[edge] = 0
     rows = np.flatnonzero(area_px[1:]) + 1
     centres = np.array(center_of_mass(labels > 0, labels, rows)).reshape(-1, 2)
-    return area_px[rows] * mpp**2, centres * mpp
+    return np.asarray(area_px[rows] * mpp**2, np.float64), centres * mpp
 
 
 def _of_nuclei(how: str, area_um2: F64, points: list[F64]) -> dict[str, F64]:
