@@ -68,4 +68,4 @@ def draw_crops(path: Path, slides: dict[str, Rgb]) -> None:
         axes.imshow(rgb[y : y + side, x : x + side])
         axes.set_title(f"{name}, {CROP_UM:g} µm", fontsize=9)
         axes.set_axis_off()
-    canvas.savefig(path, dpi=100)
+    canvas.savefig(path, dpi=70)
