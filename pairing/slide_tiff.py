@@ -9,9 +9,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from xml.etree import ElementTree
 
-from tifffile import TiffFile, TiffFileError, TiffPage, TiffPageSeries
+import numpy as np
+from tifffile import (
+    COMPRESSION,
+    PHOTOMETRIC,
+    TIFF,
+    TiffFile,
+    TiffFileError,
+    TiffPage,
+    TiffPageSeries,
+)
 
-from pairing.slide_sources import TiffLevel, square_mpp
+from pairing.slide_sources import square_mpp
+from pairing.slide_tiff_level import TiffLevel, is_alpha
 from shards.errors import BadInput
 
 # µm per unit; the units of OME's UnitsLength that a microscope's file may use.
@@ -32,11 +42,25 @@ _UM_PER_RESOLUTION_UNIT = {2: 25400.0, 3: 10000.0}
 # XResolution is often a printer's (72 or 300 per inch: 353 and 85 µm) and is believed only where
 # a microscope could have made it.
 _PLAUSIBLE_MPP = (0.05, 20.0)
-_NOT_THE_SLIDE = re.compile(r"(label|macro|thumbnail|overview)( image)?", re.IGNORECASE)
-# Compressions and flavours that OpenSlide reads right and plain TIFF decoding doesn't: JPEG-2000
-# whose YCbCr is not marked as such (Aperio 33003), and vendors' tile layouts.
-_APERIO_YCBCR = 33003
-_PHOTOMETRICS = {1: "grey", 2: "RGB", 6: "YCbCr"}
+_NOT_THE_SLIDE = re.compile(
+    r"(slide[ _-]?)?(label|macro|thumbnail|overview|barcode)([ _-]?(image|picture))?",
+    re.IGNORECASE,
+)
+_PHOTOMETRICS = {
+    PHOTOMETRIC.MINISBLACK: "grey",
+    PHOTOMETRIC.RGB: "RGB",
+    PHOTOMETRIC.YCBCR: "YCbCr by JPEG",
+}
+# Of these the decoder makes RGB; Aperio's 33005 is RGB whatever its photometric tag says.
+_YCBCR_DECODED = {
+    COMPRESSION.OJPEG,
+    COMPRESSION.JPEG,
+    COMPRESSION.JPEG_2000_LOSSY,
+    COMPRESSION.APERIO_JP2000_RGB,
+}
+# A H&E of 16 bits shows glass near their upper end. One whose brightest pixel stays below a
+# quarter of it holds 8 to 14 bits and doesn't say so.
+_SHARE_OF_WHITE = 0.25
 
 
 @contextmanager
@@ -69,7 +93,8 @@ def open_tiff(
         if file.is_philips or file.is_bif or file.is_ndpi or file.is_scn:
             yield None
             return
-        if page.compression == _APERIO_YCBCR:
+        # JPEG-2000 whose YCbCr is not marked as such: OpenSlide knows, a plain decoder doesn't.
+        if page.compression == COMPRESSION.APERIO_JP2000_YCBC:
             yield None
             return
         file.filehandle.set_lock(True)
@@ -77,18 +102,21 @@ def open_tiff(
         index = _index_of_slide(path, file)
         series = file.series[index]
         keyframe = series.keyframe
-        if keyframe.photometric not in _PHOTOMETRICS:
-            raise BadInput(
-                path,
-                expected=f"pixels as one of {', '.join(_PHOTOMETRICS.values())}",
-                found=f"TIFF photometric {keyframe.photometric!r}",
-                remedy="export the slide as RGB",
-            )
-        blank = 255 if keyframe.photometric != 1 else 0
+        _check_pixels(path, keyframe)
+        white = None if first_plane else _white(ome[index] if index < len(ome) else None, series)
         levels = [
-            TiffLevel(path, i, _checked(path, level), blank)
+            TiffLevel(
+                path,
+                i,
+                _checked(path, level),
+                blank=_blank(keyframe, white),
+                white=white,
+                has_alpha=_has_alpha(series),
+            )
             for i, level in enumerate(series.levels)
         ]
+        if white is not None:
+            _check_white(path, levels[-1], white)
         mpp = None
         if want_mpp:
             mpp = _ome_mpp(path, ome[index]) if index < len(ome) else None
@@ -124,6 +152,70 @@ def _checked(path: Path, level: TiffPageSeries) -> TiffPageSeries:
             remedy="export one focal plane and one time point of the slide",
         )
     return level
+
+
+def _check_pixels(path: Path, page: TiffPage) -> None:
+    """That pixels are ours to decode: otherwise every tile would look damaged, or wrong colours."""
+    found = None
+    if page.photometric not in _PHOTOMETRICS:
+        found = f"photometric {getattr(page.photometric, 'name', page.photometric)}"
+    elif page.photometric == PHOTOMETRIC.YCBCR and page.compression not in _YCBCR_DECODED:
+        found = f"YCbCr by {getattr(page.compression, 'name', page.compression)}"
+    elif page.compression != COMPRESSION.NONE and page.compression not in TIFF.DECOMPRESSORS:
+        found = f"compression {page.compression!r}"
+    elif page.dtype is None or np.dtype(page.dtype) not in (np.uint8, np.uint16):
+        found = f"pixels of type {page.dtype}, {page.bitspersample} bits"
+    if found is not None:
+        raise BadInput(
+            path,
+            expected=f"8 or 16 bit pixels as one of {', '.join(_PHOTOMETRICS.values())}",
+            found=found,
+            remedy="export the slide as RGB of 8 bits, with JPEG, JPEG-2000, LZW or deflate",
+        )
+
+
+def _n_channels(series: TiffPageSeries) -> int:
+    return len(series.pages) * int(series.keyframe.samplesperpixel)
+
+
+def _has_alpha(series: TiffPageSeries) -> bool:
+    key = series.keyframe
+    return is_alpha(key.photometric, _n_channels(series), np.dtype(key.dtype))
+
+
+def _white(pixels: ElementTree.Element | None, series: TiffPageSeries) -> int | None:
+    """The value that becomes 255 where RGB of more than 8 bits is read as 8; None for the rest.
+
+    It is the largest of OME's SignificantBits, where the file states them, else of TIFF's
+    BitsPerSample: what the file says, never the picture's own maximum.
+    """
+    n_colours = _n_channels(series) - _has_alpha(series)
+    if n_colours != 3 or np.dtype(series.keyframe.dtype) == np.uint8:
+        return None
+    stated = None if pixels is None else pixels.get("SignificantBits")
+    n_bits = int(stated) if stated else int(series.keyframe.bitspersample)
+    return (1 << n_bits) - 1
+
+
+def _blank(page: TiffPage, white: int | None) -> int:
+    """Tiles that are not in the file are white glass, black in fluorescence."""
+    if white is not None:
+        return white
+    return 0 if page.photometric == PHOTOMETRIC.MINISBLACK else 255
+
+
+def _check_white(path: Path, coarsest: TiffLevel, white: int) -> None:
+    width, height = coarsest.size_px
+    x, y = max(0, width // 2 - 1024), max(0, height // 2 - 1024)
+    middle = coarsest.read_inside((x, y, min(x + 2048, width), min(y + 2048, height)), [])
+    brightest = int(middle.max())
+    if brightest < 255 * _SHARE_OF_WHITE:
+        raise BadInput(
+            path,
+            expected=f"RGB that uses the {white.bit_length()} bits that the file states",
+            found=f"nothing brighter than {brightest / 255:.1%} of them",
+            remedy="export the slide with 8 bits, or with its true SignificantBits in the OME-XML",
+        )
 
 
 def _ome_images(path: Path, file: TiffFile) -> list[ElementTree.Element]:

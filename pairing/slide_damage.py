@@ -1,0 +1,132 @@
+"""Damage of a slide: what kinds there are, and reading on over it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from pairing.geometry import Box
+from pairing.slide_sources import Pixels, Source
+from shards.schema import Record
+
+# A hole is black (0 in every channel) over a square of this side at least: 8 µm of a slide at
+# 0.25 µm per pixel. The darkest pigment or ink still has the scanner's noise.
+_HOLE_PX = 32
+
+DamageKind = Literal["undecodable", "black", "duplicate", "missing"]
+
+
+class Damage(Record):
+    """A place of a slide that shows no tissue, or tissue of elsewhere: `box` in level-0 px.
+
+    `undecodable`: a tile that does not decode. `black`: pixels of 0 over a square of 32 px or
+    more, by native tile. `duplicate`: a tile whose bytes stand at another place too, so that one
+    of the two is wrong. `missing`: a tile that the file leaves out where a cell lies.
+    """
+
+    kind: DamageKind
+    box: Box
+
+    def scaled(self, factor: float) -> Damage:
+        x0, y0, x1, y1 = self.box
+        far = math.ceil(x1 * factor), math.ceil(y1 * factor)
+        return Damage(kind=self.kind, box=(int(x0 * factor), int(y0 * factor), *far))
+
+
+def read_over_damage(
+    source: Source, box: Box, *, holes: bool
+) -> tuple[Pixels, npt.NDArray[np.bool_], list[Damage]]:
+    """(Y, X, C) of a box inside a level, (Y, X) where it is damaged, and the damage found.
+
+    The boxes of the damage are in the level's pixels, those of black holes (looked for by `holes`)
+    cut off at native tiles and at what was looked at.
+    """
+    # Boxes that overlap must agree on holes: whole squares of one grid are looked at, and enough
+    # of them that a hole's ragged border is seen with a square of the hole.
+    wide = _snapped(box, source.size_px) if holes else box
+    undecodable: list[Box] = []
+    pixels = source.read_inside(wide, undecodable)
+    damaged = np.zeros(pixels.shape[:2], bool)
+    for tile in undecodable:
+        damaged[_part(tile, wide)] = True
+    damage = [Damage(kind="undecodable", box=tile) for tile in undecodable]
+    if holes:
+        black = _holes(pixels, damaged)
+        damage += [Damage(kind="black", box=b) for b in _by_tile(black, wide, source.tile_px)]
+        damaged |= black
+    inner = _part(box, wide)
+    return np.ascontiguousarray(pixels[inner]), damaged[inner], damage
+
+
+def merged(damage: Iterable[Damage], tile_px: tuple[int, int]) -> list[Damage]:
+    """One damage for all of one kind in one native tile of level 0, row by row of tiles.
+
+    What several blocks saw of a tile becomes the box around all of it.
+    """
+    seen: dict[tuple[int, int, DamageKind], Box] = {}
+    for d in damage:
+        key = d.box[1] // tile_px[1], d.box[0] // tile_px[0], d.kind
+        a = seen.get(key, d.box)
+        b = d.box
+        seen[key] = (min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3]))
+    return [Damage(kind=key[2], box=seen[key]) for key in sorted(seen)]
+
+
+def _snapped(box: Box, size_px: tuple[int, int]) -> Box:
+    x0, y0 = (max(0, (v // _HOLE_PX - 1) * _HOLE_PX) for v in box[:2])
+    x1, y1 = (
+        min(n, (-(-v // _HOLE_PX) + 1) * _HOLE_PX) for v, n in zip(box[2:], size_px, strict=True)
+    )
+    return x0, y0, x1, y1
+
+
+def _part(box: Box, of: Box) -> tuple[slice, slice]:
+    """Rows and columns of a box in an array of the pixels of another."""
+    x0, y0 = max(box[0], of[0]) - of[0], max(box[1], of[1]) - of[1]
+    return slice(y0, max(box[3] - of[1], y0)), slice(x0, max(box[2] - of[0], x0))
+
+
+def _holes(pixels: Pixels, damaged: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """(Y, X) pixels of 0 in black squares of the grid, and those around them that join on."""
+    black = ~damaged
+    for c in range(pixels.shape[2]):
+        black &= pixels[..., c] == 0
+    height, width = black.shape
+    down, across = height // _HOLE_PX, width // _HOLE_PX
+    whole = black[: down * _HOLE_PX, : across * _HOLE_PX]
+    squares = whole.reshape(down, _HOLE_PX, across, _HOLE_PX).all(axis=(1, 3))
+    if not squares.any():
+        return np.zeros_like(black)
+    # At the slide's border squares are cut off, and only join on.
+    squares = np.pad(
+        squares, ((0, -(-height // _HOLE_PX) - down), (0, -(-width // _HOLE_PX) - across))
+    )
+    near = ndimage.binary_dilation(squares, np.ones((3, 3), bool))
+    near = near.repeat(_HOLE_PX, axis=0).repeat(_HOLE_PX, axis=1)[:height, :width]
+    holes: npt.NDArray[np.bool_] = black & near
+    return holes
+
+
+def _by_tile(mask: npt.NDArray[np.bool_], box: Box, tile_px: tuple[int, int]) -> list[Box]:
+    """The box around what is set of a mask over `box`, for each native tile."""
+    if not mask.any():
+        return []
+    rows = np.arange(box[1], box[3]) // tile_px[1]
+    columns = np.arange(box[0], box[2]) // tile_px[0]
+    rows, columns = rows - rows[0], columns - columns[0]
+    tile = rows[:, None] * (columns[-1] + 1) + columns + 1
+    return [
+        (
+            box[0] + found[1].start,
+            box[1] + found[0].start,
+            box[0] + found[1].stop,
+            box[1] + found[0].stop,
+        )
+        for found in ndimage.find_objects(np.where(mask, tile, 0))
+        if found is not None
+    ]
