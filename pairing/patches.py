@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +17,15 @@ import simplejpeg
 from PIL import Image
 
 from pairing.geometry import Box, Points
-from pairing.slide import Slide
+from pairing.slide import Damage, Slide
+from pairing.slide_damage import merged
 from pairing.xenium import open_xenium
 from shards.errors import BadInput
-from shards.schema import PatchSpec
+from shards.schema import PatchSpec, Record
 
 INDEX_FILE = "index.parquet"
-STAGE_VERSION = 1
+DAMAGE_FILE = "damage.json"
+STAGE_VERSION = 2
 
 # Side of a block's core in level-0 pixels: whole tiles of the slide, about this size, so that a
 # tile is decoded for one core and at most for its neighbours' halos.
@@ -41,31 +43,55 @@ INDEX_SCHEMA = pa.schema(
         pa.field("x_px", pa.float64(), nullable=False),
         pa.field("y_px", pa.float64(), nullable=False),
         pa.field("edge", pa.bool_(), nullable=False),
+        pa.field("damaged_tile", pa.bool_(), nullable=False),
     ]
 )
+
+
+class DamageReport(Record):
+    """`damage.json`: the damage of the slide that was met where cells lie, or that its table tells.
+
+    Boxes in level-0 pixels, at most one a kind and native tile.
+    """
+
+    schema_version: Literal[1] = 1
+    damage: tuple[Damage, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class PatchBlock:
     """Work for one worker: the cells whose centres lie in one core, and the box to decode.
 
-    `centres_px` is (n, 2) in level-0 pixels; `rows` are their rows in cells.parquet.
+    `centres_px` is (n, 2) in level-0 pixels; `rows` are their rows in cells.parquet; `damage` is
+    what is known of the box before it is decoded.
     """
 
     name: str
     box: Box
     rows: npt.NDArray[np.int64]
     centres_px: Points
+    damage: tuple[Damage, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CutBlock:
+    """What became of a block: its rows of the index, and the damage that decoding it met."""
+
+    index: pa.Table
+    damage: tuple[Damage, ...]
 
 
 OpenImage = Callable[[], AbstractContextManager[Slide]]
-MapBlocks = Callable[[Callable[[PatchBlock], pa.Table], Iterable[PatchBlock]], Iterable[pa.Table]]
+MapBlocks = Callable[[Callable[[PatchBlock], CutBlock], Iterable[PatchBlock]], Iterable[CutBlock]]
 
 
-def plan_blocks(slide: Slide, centres_px: Points, fov_um: float) -> list[PatchBlock]:
+def plan_blocks(
+    slide: Slide, centres_px: Points, fov_um: float, damage: Sequence[Damage] = ()
+) -> list[PatchBlock]:
     """Blocks that hold every centre on the slide once, each with the halo that its patches need.
 
-    Cores are whole tiles; blocks without cells are left out.
+    Cores are whole tiles; blocks without cells are left out. Of `damage`, known of the slide, each
+    block gets what lies in its box.
     """
     half_px = fov_um / slide.mpp / 2
     halo = int(np.ceil(half_px)) + 2  # the resampling filter reaches past the patch's border
@@ -78,9 +104,9 @@ def plan_blocks(slide: Slide, centres_px: Points, fov_um: float) -> list[PatchBl
         inside = (line == y) & (column == x)
         x0, y0 = int(x * core[0]), int(y * core[1])
         box = (x0 - halo, y0 - halo, x0 + int(core[0]) + halo, y0 + int(core[1]) + halo)
-        blocks.append(
-            PatchBlock(f"part-{y:05d}-{x:05d}", box, rows[inside], centres_px[rows[inside]])
-        )
+        known = tuple(d for d in damage if overlaps(d.box, box))
+        name = f"part-{y:05d}-{x:05d}"
+        blocks.append(PatchBlock(name, box, rows[inside], centres_px[rows[inside]], known))
     return blocks
 
 
@@ -97,31 +123,40 @@ def cut_block(
     spec: PatchSpec,
     grey_scale: tuple[float, float] | None,
     block: PatchBlock,
-) -> pa.Table:
+) -> CutBlock:
     """Cut the patches of one block into `out/<name>.jpgs`; returns their rows of the index.
 
     The block is decoded once. A patch is a square of `spec.fov_um` centred on its cell to a
-    fraction of a pixel, resampled once with an antialiasing filter. Outside the slide lies the
-    slide's fill. `grey_scale` holds the intensities that become 0 and 255 in a DAPI patch; None
-    for RGB slides.
+    fraction of a pixel, resampled once with an antialiasing filter. Outside the slide, and where
+    it does not decode or is black, lies the slide's fill; patches over damage are marked.
+    `grey_scale` holds the intensities that become 0 and 255 in a DAPI patch; None for RGB slides.
     """
     path = out / f"{block.name}.jpgs"
     columns: dict[str, list[Any]] = {name: [] for name in INDEX_SCHEMA.names}
-    with open_image() as slide, path.open("wb") as part:
+    with open_image() as opened, path.open("wb") as part:
+        slide, met = opened.tolerant()
         box = _clipped(block, spec.fov_um / slide.mpp)
         pixels = slide.read(box)
         picture = Image.fromarray(as_rgb(pixels, grey_scale))
         side_px = spec.fov_um / slide.mpp
         width, height = slide.size_px
+        damage = [d.box for d in (*block.damage, *met)]
         for row, (x, y) in zip(block.rows.tolist(), block.centres_px.tolist(), strict=True):
             jpeg = _cut(picture, x - box[0], y - box[1], side_px, spec)
             half = side_px / 2
             edge = x < half or y < half or x > width - half or y > height - half
-            values = (row, block.name, part.tell(), len(jpeg), x, y, edge)
+            patch = (x - half, y - half, x + half, y + half)
+            damaged = any(overlaps(d, patch) for d in damage)
+            values = (row, block.name, part.tell(), len(jpeg), x, y, edge, damaged)
             for name, value in zip(INDEX_SCHEMA.names, values, strict=True):
                 columns[name].append(value)
             part.write(jpeg)
-    return pa.table(columns, schema=INDEX_SCHEMA)
+    return CutBlock(pa.table(columns, schema=INDEX_SCHEMA), tuple(met))
+
+
+def overlaps(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    """Whether two half-open boxes share a place."""
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def write_patches(
@@ -136,22 +171,32 @@ def write_patches(
     `map_blocks(cut, blocks)` runs `cut` over the blocks anywhere, in any order; the index is
     sorted by cell, so the result does not depend on that order. Both arguments can be pickled.
     """
-    with open_image() as slide:
-        blocks = plan_blocks(slide, centres_px, spec.fov_um)
+    with open_image() as opened:
+        if spec.image == "he":
+            opened.require_rgb()
+        slide, _ = opened.tolerant()
+        known = slide.find_damage(centres_px)
+        blocks = plan_blocks(slide, centres_px, spec.fov_um, known)
         grey_scale = _dapi_scale(slide) if spec.image == "morphology" else None
         decoded_px = sum((b.box[2] - b.box[0]) * (b.box[3] - b.box[1]) for b in blocks)
         slide_px = slide.size_px[0] * slide.size_px[1]
     cut = partial(cut_block, out, open_image, spec, grey_scale)
-    tables = list(map_blocks(cut, blocks))
-    index = pa.concat_tables([INDEX_SCHEMA.empty_table(), *tables]).sort_by("row")
+    done = list(map_blocks(cut, blocks))
+    index = pa.concat_tables([INDEX_SCHEMA.empty_table(), *(d.index for d in done)]).sort_by("row")
     pq.write_table(index, out / INDEX_FILE)
+    damage = merged([*known, *(d for block in done for d in block.damage)], slide.tile_px)
+    report = DamageReport(damage=tuple(damage))
+    (out / DAMAGE_FILE).write_text(report.model_dump_json(indent=1) + "\n")
     return {
         "n_cut": index.num_rows,
         "n_outside_slide": len(centres_px) - index.num_rows,
         "n_edge": int(np.count_nonzero(index["edge"].to_numpy())),
+        "n_damaged_tiles": len(damage),
+        "n_on_damaged_tile": int(np.count_nonzero(index["damaged_tile"].to_numpy())),
         "n_blocks": len(blocks),
         "decoded_share_of_slide": round(decoded_px / slide_px, 4),
         "grey_scale": grey_scale,
+        "slide_notes": list(slide.notes),
     }
 
 

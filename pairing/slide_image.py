@@ -178,7 +178,7 @@ class Slide:
         The grid is anchored at the slide's origin: its pixel (i, j) covers [i, i + 1) x [j, j + 1)
         times `mpp` µm. Resampled once, by an antialiasing cubic from the coarsest level that is
         not coarser than `mpp`, with the filter's margin around the box, so that boxes that overlap
-        agree (to one grey level) where they do.
+        agree (to two grey levels) where they do.
         """
         level = self._level_for(mpp)
         # Source pixels per output pixel.

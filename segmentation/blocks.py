@@ -66,7 +66,11 @@ def plan_blocks(slide: Slide, mpp: float, block_px: int, halo_px: int) -> list[B
 
 
 def tissue_mask(slide: Slide) -> npt.NDArray[np.bool_]:
-    """(Y, X) at 8 µm a pixel: what absorbs more than the slide's glass, and 40 µm around it."""
+    """(Y, X) at 8 µm a pixel: what absorbs more than the slide's glass, and 40 µm around it.
+
+    What is damaged in the file counts as glass.
+    """
+    slide, _ = slide.tolerant()
     width, height = (math.ceil(n_px * slide.mpp / _TISSUE_MPP) for n_px in slide.size_px)
     rgb = slide.read_at((0, 0, width, height), _TISSUE_MPP).astype(np.float64)
     density = np.log10((slide.background + 1.0) / (rgb + 1.0)).max(axis=2)

@@ -32,7 +32,7 @@ __all__ = [
     "write_nuclei",
 ]
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 NUCLEI_FILE = "nuclei.parquet"
 # Two outlines of different blocks that share more than this are one nucleus seen twice.
 _DOUBLE_IOU = 0.5
@@ -67,11 +67,12 @@ def segment_block(
 ) -> tuple[int, pa.Table]:
     """The index of a block and the nuclei that it owns. Pure: path and block in, table out.
 
-    `slide_mpp` overrules the slide's own pixel size. Raises BadInput as `open_slide` and
-    `load_model`, DamagedTile where pixels of the block don't decode.
+    `slide_mpp` overrules the slide's own pixel size. Where the slide is damaged it is read as
+    glass, which holds no nuclei. Raises BadInput as `open_slide` and `load_model`.
     """
     network = load_model(model, device)
-    with open_slide(slide_path, mpp=slide_mpp) as slide:
+    with open_slide(slide_path, mpp=slide_mpp) as opened:
+        slide, _ = opened.tolerant()
         rgb = slide.read_at(block.read, network.mpp)
         labels, logit = network.find(rgb)
         return block.index, nuclei_table(labels, logit, block, network.mpp, slide.mpp)
@@ -117,6 +118,7 @@ def segment(
     """
     network_mpp = load_model(config.model, device).mpp
     with open_slide(slide_path, mpp=mpp) as slide:
+        slide.require_rgb()
         blocks = plan_blocks(slide, network_mpp, config.block_px, config.halo_px)
     work = partial(
         segment_block, slide_path=slide_path, slide_mpp=mpp, model=config.model, device=device
@@ -159,5 +161,5 @@ def segment_slide_to(
     pq.write_table(table, out / NUCLEI_FILE)
     (out / "nuclei.geojson").write_text(nuclei_geojson(table))
     with open_slide(slide, mpp=mpp) as opened:
-        overview_picture(opened, table).save(out / "overview.png")
+        overview_picture(opened.tolerant()[0], table).save(out / "overview.png")
     return len(table)

@@ -37,7 +37,9 @@ def assess(
 
     `cells_um` are (n, 2) cell positions in the Xenium frame; `pixel_size_um` is the morphology's,
     which the inverse variant needs (the matrix read the wrong way round maps pixels to pixels).
+    Raises BadInput where the slide can be no H&E.
     """
+    slide.require_rgb()
     cells_px = he_px_from_xenium_um(cells_um)
     width, height = slide.size_px
     on_slide = ((cells_px >= 0) & (cells_px < (width, height))).all(axis=1)
@@ -45,7 +47,7 @@ def assess(
     share = float(on_slide.mean()) if len(cells_um) else 0.0
     correlation: dict[str, float] = {}
     if len(cells_um) >= MIN_CELLS:
-        tissue = _stain_map(slide)
+        tissue = _stain_map(slide.tolerant()[0])
         for name, points in _variants(cells_um, he_px_from_xenium_um, pixel_size_um, slide).items():
             correlation[name] = _density_correlation(tissue, points, slide)
     verdict, reasons = _verdict(slide.mpp, implied_mpp, share, correlation, len(cells_um))
