@@ -137,8 +137,12 @@ class TissueMap:
         gland_lumen = soft(gland_field, LUMEN_LEVEL, 0.03) * (1 - around)
         epithelium = soft(gland_field, GLAND_LEVEL, 0.06) * (1 - around)
         aggregate = soft(self.aggregate.grid(x_um, y_um), AGGREGATE_LEVEL, 0.08)
-        # Fibres run along the contours of the glands, wavy and of uneven weight.
-        phase = 26 * gland_field + 2.2 * self.wave.grid(x_um, y_um)
+        # Fibres run wavy about the glands, of uneven weight, with clear clefts between bundles.
+        wave, ragged = self.wave.grid(x_um, y_um), self.ragged.grid(x_um, y_um)
+        phase = 15 * gland_field + 3.0 * wave + 3.0 * ragged
+        bundles = np.cos(7 * gland_field + 2.2 * wave + 2.5 * ragged + 1.0)
+        cleft = soft(bundles + 0.25 * grain, 0.92, 0.06)
+        weight = 1 + 0.35 * np.cos(phase) * (0.6 + 0.4 * wave) + 0.22 * grain
         return Layers(
             tissue=soft(self.inside_um(x_um, y_um), 0.0, 1.5),
             lumen=np.maximum(gland_lumen, vessel_lumen),
@@ -146,7 +150,7 @@ class TissueMap:
             epithelium=epithelium,
             aggregate=aggregate * (1 - epithelium) * (1 - around),
             vessel=wall,
-            fibre=(np.cos(phase) * (0.6 + 0.3 * grain) + 0.35 * grain).astype(np.float32),
+            fibre=np.asarray(1.25 * (weight * (1 - 0.92 * cleft) - 1), dtype=np.float32),
             gland_field=gland_field,
             state_field=self.state.grid(x_um, y_um),
             stain_field=self.stain.grid(x_um, y_um),

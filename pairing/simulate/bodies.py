@@ -29,8 +29,8 @@ _NOISE_SIZE = 512
 _NOISE_SEED = 5
 _WINDOW_PX = 1_500_000  # of all windows that are worked on at once
 # How the state shows: chromatin moves from the middle of the nucleus to its rim.
-STATE_CONTRAST = 1.7
-MEMBRANE_CONTRAST = 0.35
+STATE_CONTRAST = 1.9
+MEMBRANE_CONTRAST = 0.45
 NUCLEOLUS_UM = 0.5
 
 
@@ -180,7 +180,7 @@ def _chromatin(
             start = nuclei.texture[mine][:, None, None]
             grains = noise_at(noise(sigma_um), u[mine], v[mine], start)
             pattern[mine] += contrast[mine, None, None].astype(np.float32) * grains
-    with_nucleoli = (phase == INTERPHASE) & (nuclei.nucleoli[:, :, 2] > 0).any(axis=1)
+    with_nucleoli = (phase == INTERPHASE) & (nuclei.nucleoli[:, :, 2] != 0).any(axis=1)
     if with_nucleoli.any():
         outlines = nuclei.outlines.take(np.flatnonzero(with_nucleoli))
         blobs = np.zeros_like(u[with_nucleoli])

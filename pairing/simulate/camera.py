@@ -46,8 +46,8 @@ def photograph(
     y, x = (np.linspace(-1, 1, n, dtype=np.float32) for n in (height, width))
     shading = np.float32(gain) * (1 - np.float32(_VIGNETTE / 2) * (x**2 + y[:, None] ** 2))
     in_cells = cv2.GaussianBlur((block.maker > 0).astype(np.float32), (0, 0), 2.0 * px)
-    sharp: F32 = np.asarray(cv2.GaussianBlur(bodies.near, (0, 0), 0.3 * px), np.float32)
-    sharp += cv2.GaussianBlur(bodies.far, (0, 0), 0.8 * px)
+    sharp: F32 = np.asarray(cv2.GaussianBlur(bodies.near, (0, 0), 0.45 * px), np.float32)
+    sharp += cv2.GaussianBlur(bodies.far, (0, 0), 1.3 * px)
     light = 90 * in_cells + 3800 * sharp + 900 * cv2.GaussianBlur(sharp, (0, 0), 3.0 * px)
     yield _as_camera(light, shift, inside, shading, _debris(height, width, rng), rng)
     if not stains:

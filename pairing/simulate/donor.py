@@ -40,19 +40,19 @@ class Stain:
 
 def draw_stain(rng: np.random.Generator, spread: float = 1.0) -> Stain:
     """A donor's stain; `spread` 1 is the variation between donors, 0 the mean donor."""
-    mix = 0.6 + 0.25 * spread * rng.uniform(-1, 1)
+    mix = 0.7 + 0.25 * spread * rng.uniform(-1, 1)
     vectors = (1 - mix) * RUIFROK_HE + mix * MACENKO_HE
     vectors = np.clip(vectors + 0.025 * spread * rng.standard_normal((2, 3)), 0.02, None)
     cross = 0.03 * spread * rng.uniform(0, 1, (3, 3)) * (1 - np.eye(3))
     return Stain(
         vectors=vectors / np.linalg.norm(vectors, axis=1, keepdims=True),
-        haematoxylin=float(np.exp(0.15 * spread * rng.standard_normal())),
-        eosin=float(np.exp(0.18 * spread * rng.standard_normal())),
+        haematoxylin=float(1.15 * np.exp(0.18 * spread * rng.standard_normal())),
+        eosin=float(1.35 * np.exp(0.2 * spread * rng.standard_normal())),
         thickness=float(np.exp(0.12 * spread * rng.standard_normal())),
         white=np.clip(241 + 5 * spread * rng.standard_normal(3), 225, 254),
         scanner=np.eye(3) - np.diag(cross.sum(axis=1)) + cross,
         blur_um=float(0.30 * np.exp(0.18 * spread * rng.standard_normal())),
-        defocus_um=float(0.45 * np.exp(0.3 * spread * rng.standard_normal())),
+        defocus_um=float(0.30 * np.exp(0.3 * spread * rng.standard_normal())),
         noise=float(1.8 * np.exp(0.2 * spread * rng.standard_normal())),
         codec="jpeg2000" if rng.random() < 0.3 else "jpeg",
         quality=int(rng.integers(75, 93)),

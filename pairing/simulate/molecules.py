@@ -24,8 +24,11 @@ I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
-MADE_PER_CELL = 160.0  # median of those decoded, of any quality
-GOOD_SHARE = 0.8  # of gene transcripts with qv ≥ 20
+MADE_PER_CELL = 150.0  # of a cell of usual size and depth: those decoded, of any quality
+# Large cells make more; the exponent is about that of real runs.
+USUAL_CELL_UM2 = 120.0
+DEPTH_BY_AREA = 0.9
+GOOD_SHARE = 0.87  # of gene transcripts with qv ≥ 20
 QV_MIN = 20.0
 NUCLEAR_SHARE = 0.4
 # Standard deviations along an axis of near and far diffusion; the far one, and its share, as
@@ -83,7 +86,7 @@ def draw_block(
     row_of_name = {f.name: row for row, f in enumerate(features)}
     row_of_gene = np.array([row_of_name[gene] for gene in models[0].genes])
     bodies = _Bodies.of(block)
-    maker, gene = _draw_made(rng, block.owned, bodies.n_px > 0, cells, models)
+    maker, gene = _draw_made(rng, block.owned, bodies.n_px, cells, models)
     made_px = _diffused(rng, bodies.places(rng, maker), block.maker.shape)
 
     x0, y0, x1, y1 = block.core
@@ -147,12 +150,13 @@ class _Bodies:
 def _draw_made(
     rng: np.random.Generator,
     owned: I64,
-    there: Mask,
+    n_px: I64,
     cells: CellStates,
     models: Sequence[ExpressionModel],
 ) -> tuple[I64, I64]:
     """(position in `owned` of the maker, gene) of every transcript that cells made."""
-    donor = cells.donor[owned]
+    donor, there = cells.donor[owned], n_px > 0
+    size = (n_px * PIXEL_UM**2 / USUAL_CELL_UM2) ** DEPTH_BY_AREA
     makers, genes = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for number in np.unique(donor[there]):
         mine = np.flatnonzero(there & (donor == number))
@@ -160,7 +164,7 @@ def _draw_made(
         phase = cells.phase[rows]
         profile = model.profile(cells.type_index[rows], cells.state[rows], cells.niche[rows], phase)
         rate = rng.standard_gamma(model.concentration * profile) / model.concentration
-        rate *= (MADE_PER_CELL * cells.depth[rows] * model.phase_depth[phase])[:, None]
+        rate *= (MADE_PER_CELL * cells.depth[rows] * model.phase_depth[phase] * size[mine])[:, None]
         counts = rng.poisson(rate)
         cell, gene = np.nonzero(counts)
         times = counts[cell, gene]
@@ -258,8 +262,8 @@ def _draw_qv(rng: np.random.Generator, good_share: F64) -> F64:
     """
     n = len(good_share)
     good = rng.random(n) < good_share
-    high = np.where(rng.random(n) < 0.85, 40.0, rng.uniform(QV_MIN, 40, n))
-    low = np.where(rng.random(n) < 0.39, 0.0, rng.exponential(4.7, n).clip(0.25, QV_MIN - 0.25))
+    high = np.where(rng.random(n) < 0.68, 40.0, QV_MIN + 20 * rng.beta(1.6, 1.0, n))
+    low = np.where(rng.random(n) < 0.05, 0.0, QV_MIN - 12.5 * rng.beta(1.4, 1.4, n).clip(0.02))
     return np.asarray(np.floor(np.where(good, high, low) * 4) / 4)
 
 

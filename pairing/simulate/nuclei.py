@@ -16,9 +16,11 @@ F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
-AREA_LOG_SPREAD = 0.30
-DENSITY_LOG_SPREAD = 0.20
+AREA_LOG_SPREAD = 0.26
+AREA_LOG_BY_STATE = 0.5  # growing cells have large nuclei
+DENSITY_LOG_SPREAD = 0.18
 TWIN_AREA = 0.62
+SHARE_GRAZED = 0.10  # the section holds a sliver of them
 MAX_NUCLEOLI = 2
 # Some lie over or under their neighbours, and keep only this share of the usual distance.
 SHARE_OVERLAPPING = 0.22
@@ -80,7 +82,13 @@ def joined_nuclei(parts: list[Nuclei]) -> Nuclei:
 
 
 def draw_nuclei(
-    rng: np.random.Generator, points: F64, type_index: I64, phase: I64, angle: F64, twins: I64
+    rng: np.random.Generator,
+    points: F64,
+    type_index: I64,
+    state: F64,
+    phase: I64,
+    angle: F64,
+    twins: I64,
 ) -> Nuclei:
     """One nucleus a cell, and a second that touches the first for the cells of `twins`."""
     cell = np.concatenate([np.arange(len(points)), twins])
@@ -88,11 +96,15 @@ def draw_nuclei(
     kind, stage = type_index[cell], phase[cell]
     area = np.array([t.area_um2 for t in CELL_TYPES])[kind]
     area = area * np.exp(AREA_LOG_SPREAD * rng.standard_normal(m))
+    area *= np.exp(AREA_LOG_BY_STATE * (state[cell] - 0.5))
     area = np.where(np.isin(cell, twins), TWIN_AREA * area, area)
     area *= np.select([stage == MITOTIC, stage == PYKNOTIC], [0.75, 0.35], 1.0)
     density = np.array([t.density for t in CELL_TYPES])[kind]
     density = density * np.exp(DENSITY_LOG_SPREAD * rng.standard_normal(m))
     density *= np.select([stage == MITOTIC, stage == PYKNOTIC], [1.7, 1.9], 1.0)
+    grazed = rng.random(m) < SHARE_GRAZED
+    area *= np.where(grazed, rng.uniform(0.15, 0.6, m), 1.0)
+    density *= np.where(grazed, 0.7, 1.0)
     outlines = _by_phase(rng, draw_outlines(rng, kind, area), stage, area)
     where = points[cell]
     second = np.arange(len(points), m)

@@ -81,21 +81,26 @@ class ControlKind:
 # a design with thousands of them. That bundle has too few good ones to tell their share.
 CONTROL_KINDS: tuple[ControlKind, ...] = (
     ControlKind(
-        "negative_control_probe", "Negative Control Probe", "NegControlProbe_{:05d}", 20, 0.005, 0.6
+        "negative_control_probe",
+        "Negative Control Probe",
+        "NegControlProbe_{:05d}",
+        20,
+        0.0002,
+        0.6,
     ),
     ControlKind(
-        "genomic_control_probe", "Genomic Control", "Intergenic_Region_{}_part_1", 10, 0.003, 0.6
+        "genomic_control_probe", "Genomic Control", "Intergenic_Region_{}_part_1", 10, 0.0008, 0.6
     ),
     ControlKind(
         "negative_control_codeword",
         "Negative Control Codeword",
         "NegControlCodeword_{:04d}",
         41,
-        0.025,
-        0.06,
+        0.001,
+        0.02,
     ),
     ControlKind(
-        "unassigned_codeword", "Unassigned Codeword", "UnassignedCodeword_{:04d}", 60, 0.05, 0.04
+        "unassigned_codeword", "Unassigned Codeword", "UnassignedCodeword_{:04d}", 60, 0.005, 0.06
     ),
     ControlKind(
         "deprecated_codeword", "Deprecated Codeword", "DeprecatedCodeword_{:04d}", 4, 0.001, 0.1

@@ -30,7 +30,7 @@ Mask = npt.NDArray[np.bool_]
 # Room around the core of a block for what reaches into it: nuclei, cytoplasm and blur.
 HALO_UM = 28.0
 # Nuclei deeper in the section than this are out of focus on the slide, shallower ones in DAPI.
-HE_FOCUS_DEPTH = 0.72
+HE_FOCUS_DEPTH = 0.8
 DAPI_FOCUS_DEPTH = 0.28
 _FIELD_GRID_UM = 1.0
 
@@ -166,6 +166,8 @@ def _paint_cytoplasm(
         return
     n = owner.ravel()[where] - 1
     d = away.ravel()[where]
+    # No clear halo about a nucleus that the slide doesn't show.
+    d = (d + 2.5 * ~nuclei.in_he[n]).astype(np.float32)
     cell = nuclei.cell
     kind = tissue.cells.type_index[cell]
 
@@ -200,7 +202,9 @@ def _paint_cytoplasm(
     share = 1 - np.clip((d - full_um) / (EXPANSION_UM - full_um), 0, 1)
     flat = eosin.ravel()
     flat[where] += share * (of_cell(tissue.cells.eosin) * pattern - flat[where])
-    haem.ravel()[where] += of_type("basophilia") * np.exp(-((d / 3.5) ** 2)) * pattern
+    # Growing cells are full of RNA.
+    basophilia = of_type("basophilia") * (0.5 + of_cell(tissue.cells.state))
+    haem.ravel()[where] += basophilia * np.exp(-((d / 3.5) ** 2)) * pattern
 
 
 def _borders(owner: I32, mpp: float) -> F32:

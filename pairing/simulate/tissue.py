@@ -114,6 +114,7 @@ def draw_tile(
     points = np.stack([axis[chosen % len(axis)], axis[chosen // len(axis)]], axis=1)
     points = points + rng.uniform(-step / 2, step / 2, points.shape)
     spacing = 0.36 * keep_apart * 1e3 / np.sqrt(at(density, points))
+    spacing = spacing * rng.uniform(0.25, 1.1, n)  # no lattice: some keep close company
     points = push_apart(points, np.zeros((n, 1, 2)), spacing, 10, period)
     points = points[at(layers.lumen, points) < 0.3]
     n = len(points)
@@ -137,7 +138,7 @@ def draw_tile(
 
     has_nucleus = rng.random(n) >= SHARE_WITHOUT_NUCLEUS
     twins = np.flatnonzero(has_nucleus & (phase == INTERPHASE) & (rng.random(n) < SHARE_TWO_NUCLEI))
-    nuclei = draw_nuclei(rng, points, type_index, phase, angle, twins)
+    nuclei = draw_nuclei(rng, points, type_index, state, phase, angle, twins)
     nuclei = settle(rng, nuclei, keep_apart, period)
     cells = Cells(
         type_index=type_index,

@@ -16,6 +16,7 @@ from scipy import stats
 
 from pairing.simulate.biology import (
     AMBIENT_SHARE,
+    CELL_DEPTH_LOG_SPREAD,
     CONCENTRATION,
     PHASE_DEPTH,
     TYPES,
@@ -24,6 +25,7 @@ from pairing.simulate.biology import (
     draw_model,
 )
 from pairing.simulate.molecules import (
+    DEPTH_BY_AREA,
     DIFFUSION_UM,
     FALSE_PER_UM2,
     FAR_SHARE,
@@ -32,6 +34,7 @@ from pairing.simulate.molecules import (
     NUCLEAR_SHARE,
     REACH_UM,
     STEP_UM,
+    USUAL_CELL_UM2,
     CellStates,
     TissueBlock,
     draw_block,
@@ -166,7 +169,7 @@ def test_depth_varies_by_cell_and_by_donor() -> None:
     means = log_depth.mean(axis=1)
     assert np.ptp(means) > 0.05
     assert np.abs(means).max() < 0.5
-    np.testing.assert_allclose(log_depth.std(axis=1), 0.4, atol=0.02)
+    np.testing.assert_allclose(log_depth.std(axis=1), CELL_DEPTH_LOG_SPREAD, atol=0.02)
 
 
 def test_each_transcript_is_given_to_the_cell_at_its_exact_place(drawn: Drawn) -> None:
@@ -192,15 +195,15 @@ def test_every_cell_makes_what_its_model_says(drawn: Drawn) -> None:
     n = len(block.owned)
     counts = np.zeros((n, int(IS_GENE.sum())))
     np.add.at(counts, (made_by[made], t.feature[made]), 1)
+    (area_px,) = set(np.bincount(block.maker.ravel())[1:].tolist())
+    mean = MADE_PER_CELL * (area_px * PIXEL_UM**2 / USUAL_CELL_UM2) ** DEPTH_BY_AREA
     # Of a Poisson whose rate is a gamma with the whole concentration as its shape.
-    spread = np.sqrt(MADE_PER_CELL + MADE_PER_CELL**2 / CONCENTRATION)
+    spread = np.sqrt(mean + mean**2 / CONCENTRATION)
     total = counts.sum(axis=1)
-    assert abs(total.mean() - MADE_PER_CELL) < 4 * spread / np.sqrt(n)
+    assert abs(total.mean() - mean) < 4 * spread / np.sqrt(n)
     assert total.std() == pytest.approx(spread, rel=0.15)
-    expected = MADE_PER_CELL * model.profile(
-        cells.type_index, cells.state, cells.niche, cells.phase
-    )
-    inflation = 1 + MADE_PER_CELL / CONCENTRATION
+    expected = mean * model.profile(cells.type_index, cells.state, cells.niche, cells.phase)
+    inflation = 1 + mean / CONCENTRATION
     z = (counts.sum(0) - expected.sum(0)) / np.sqrt(inflation * expected.sum(0))
     assert abs(z.mean()) < 0.25
     assert 0.85 < z.std() < 1.15
@@ -249,12 +252,13 @@ def test_quality_has_the_shape_of_a_real_run(drawn: Drawn, shared_data: Path) ->
         shared_data / "xenium/mouse_ileum_tiny/transcripts.parquet", columns=["qv", "is_gene"]
     ).to_pandas()
     real = table.qv[table.is_gene].to_numpy()
-    # That run has few good ones, so good and bad are compared apart.
-    bad, real_bad = qv[qv < 20], real[real < 20]
-    assert (bad == 0).mean() == pytest.approx((real_bad == 0).mean(), abs=0.03)
-    for share in (0.5, 0.75, 0.9):
-        assert np.quantile(bad, share) == pytest.approx(np.quantile(real_bad, share), abs=2.0)
+    np.testing.assert_array_equal(real * 4 % 1, 0)
     assert np.median(qv[qv >= 20]) == np.median(real[real >= 20]) == qv.max() == real.max() == 40
+    # That run is an outlier in its share of bad ones; of larger runs (docs/calibration.md) the
+    # median of the bad ones is 11 to 14, and few are 0.
+    bad = qv[qv < 20]
+    assert 11 < np.median(bad) < 14
+    assert (bad == 0).mean() < 0.1
 
 
 def test_rows_go_by_codeword_and_not_by_place(drawn: Drawn) -> None:
@@ -290,9 +294,10 @@ def test_transcripts_start_in_the_nucleus_more_often_than_elsewhere() -> None:
 def test_diffusion_is_a_near_and_a_far_gaussian_cut_off() -> None:
     rng = np.random.default_rng(4)
     block, cells = _grid(3, rng, body_px=0, nucleus_px=0)
-    t, made_by = draw_block(
-        rng, block, replace(cells, depth=np.full(9, 20.0)), [_model()], FEATURES
-    )
+    # Of bodies of one pixel, each made to yield as much as twenty usual cells.
+    one_px = (PIXEL_UM**2 / USUAL_CELL_UM2) ** DEPTH_BY_AREA
+    deep = replace(cells, depth=np.full(9, 20.0 / one_px))
+    t, made_by = draw_block(rng, block, deep, [_model()], FEATURES)
     made = made_by >= 0
     y, x = np.nonzero(block.maker)
     centre = np.stack([x, y], axis=1)[np.argsort(block.maker[y, x])] + 0.5
