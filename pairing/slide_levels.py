@@ -15,11 +15,14 @@ from pairing.slide_sources import Source
 
 # A level is compared with the one before it on a grid of windows of this side.
 _WINDOW_PX, _GRID = 48, 3
-# Levels made by any usual filter correlate with what they were made of by more than 0.9, pictures
-# of different sections by less than 0.5.
-_MIN_CORRELATION = 0.7
-# Grey levels of 255 that spread less than this show nothing to compare.
-_FLAT_GREY = 2.0
+# Within their windows levels correlate with what they were made of: on a real section by 0.9 and
+# more where pixels were averaged, by 0.8 and more where they were dropped, and by 0.2 and less
+# with the same section mirrored, turned or moved.
+_MIN_CORRELATION = 0.45
+# Grey levels of 255 that spread less than this show noise, and have but a mean to compare.
+_FLAT_GREY, _SAME_GREY = 4.0, 10.0
+
+Grey = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,7 @@ def foreign_levels(sources: Sequence[Source]) -> dict[int, str]:
             for window in _windows(level.size_px)
             if (pair := _both(sources[index], sources[kept[finer]], window, step)) is not None
         ]
-        if pairs and not _agree(*(np.concatenate(side) for side in zip(*pairs, strict=True))):
+        if pairs and not _agree(pairs):
             w, h = level.size_px
             foreign[index] = f"level {index} left out: {w} x {h} px of another picture"
         else:
@@ -93,9 +96,7 @@ def _windows(size_px: tuple[int, int]) -> list[Box]:
     ]
 
 
-def _both(
-    coarse: Source, fine: Source, window: Box, step: float
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None:
+def _both(coarse: Source, fine: Source, window: Box, step: float) -> tuple[Grey, Grey] | None:
     """Grey values of a window of the coarse level, and of the fine one made as small."""
     width, height = fine.size_px
     x0, y0 = (int(v * step) for v in window[:2])
@@ -116,8 +117,11 @@ def _both(
     return own * scale, smaller * scale
 
 
-def _agree(own: npt.NDArray[np.float32], made: npt.NDArray[np.float32]) -> bool:
+def _agree(pairs: list[tuple[Grey, Grey]]) -> bool:
+    # Around the means of the windows: glass beside tissue looks alike on any two sections.
+    own, made = (np.concatenate([g - g.mean() for g in side]) for side in zip(*pairs, strict=True))
     spread = float(own.std()), float(made.std())
     if min(spread) < _FLAT_GREY:
-        return max(spread) < 2 * _FLAT_GREY and abs(float(own.mean() - made.mean())) < 10.0
+        apart = max(abs(float(a.mean() - b.mean())) for a, b in pairs)
+        return max(spread) < 2 * _FLAT_GREY and apart < _SAME_GREY
     return bool(np.corrcoef(own, made)[0, 1] >= _MIN_CORRELATION)

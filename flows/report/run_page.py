@@ -33,7 +33,7 @@ from pairing import cells, patches
 from pairing.annotations import CSV_SUFFIX, Outline, read_regions
 from pairing.geometry import Affine
 from pairing.registration.record import REGISTRATION_FILE, Registration, Verdict
-from pairing.slide import Slide, open_slide
+from pairing.slide import Damage, Slide, open_slide
 from pairing.xenium import open_xenium
 from segmentation.segment import NUCLEI_FILE
 from shards.artifact import read_artifact
@@ -70,6 +70,7 @@ class RunPage:
     counts_qc: dict[str, Any]
     cells_summary: dict[str, Any]
     patches_summary: dict[str, Any]
+    damage: tuple[Damage, ...]
     top_genes: list[GeneRow]
     charts: dict[str, str]
     views: list[View]
@@ -113,6 +114,9 @@ def run_page(config: CurateConfig, curated: CuratedRun, splits: Mapping[str, Spl
         counts_qc=summary["counts"],
         cells_summary=summary,
         patches_summary=built["patches"].summary,
+        damage=read_record(
+            built["patches"].folder / patches.DAMAGE_FILE, patches.DamageReport
+        ).damage,
         top_genes=top_genes(panel, n_by_gene, n_cells_by_gene, len(table)),
         charts=cell_charts(table, counts, n_by_gene, config.filters.min_counts),
         views=views,
@@ -134,10 +138,10 @@ def _open_image(curated: CuratedRun) -> Iterator[Slide]:
     run = curated.config
     if run.slide is not None:
         with open_slide(run.slide, mpp=run.mpp) as slide:
-            yield slide
+            yield slide.tolerant()[0]
     else:
         with patches.open_run_morphology(run.xenium) as slide:
-            yield slide
+            yield slide.tolerant()[0]
 
 
 def _pictures(
