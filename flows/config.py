@@ -37,7 +37,7 @@ _LATER: dict[str, tuple[tuple[Any, ...], str, str]] = {
 }
 # Keys of a run that name files or folders.
 RUN_FILES = ("xenium", "slide", "alignment", "donors", "labels")
-_LATER_FLAGS = ("damaged_tile", "blurred", "pen", "fold", "torn")
+_LATER_FLAGS = ("blurred", "pen", "fold", "torn")
 
 
 class PatchConfig(Record):
@@ -216,7 +216,9 @@ def _refused(path: Path, raw: dict[str, Any]) -> list[BadInput]:
     for flag in flags if isinstance(flags, list) else ():
         if flag in _LATER_FLAGS:
             where = _at(path, "filters.drop_flags", flags.index(flag))
-            faults.append(not_there_yet(where, f"the flag {flag!r}", 'name "edge" alone, or none'))
+            faults.append(
+                not_there_yet(where, f"the flag {flag!r}", 'name "damaged_tile" or "edge"')
+            )
     runs = raw.get("runs")
     for i, run in enumerate(runs if isinstance(runs, list) else ()):
         if not isinstance(run, dict):

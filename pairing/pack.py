@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,8 @@ from shards.write import MANIFEST_FILE, Sample, narrow_counts, write_shards
 
 STAGE_VERSION = 2
 
-Flag = Literal["edge"]
+Flag = Literal["edge", "damaged_tile"]
+FLAGS: tuple[Flag, ...] = get_args(Flag)  # each a column of the index of the patches
 
 
 class Filters(Record):
@@ -34,7 +35,7 @@ class Filters(Record):
 
     min_counts: int = Field(default=10, ge=0)
     max_registration_error_um: float = Field(default=5.0, gt=0)
-    drop_flags: tuple[Flag, ...] = ()
+    drop_flags: tuple[Flag, ...] = ("damaged_tile",)
 
 
 class PackConfig(Record):
@@ -138,13 +139,13 @@ def select(
     `flag_<name>` for each dropped flag. Where the image was `registered` to the run, an error
     that was not assessed drops nothing and is noted.
     """
-    edge = patches["edge"].reindex(cells.index, fill_value=False).to_numpy(dtype=bool)
+    flagged = patches[list(FLAGS)].reindex(cells.index, fill_value=False).astype(bool)
     no_donor = cells["donor"].isna().to_numpy()
     tests = [
         *((("no_donor", no_donor),) if no_donor.any() else ()),
         ("outside_slide", ~cells.index.isin(patches.index)),
         ("low_counts", (cells["n_counts"] < filters.min_counts).to_numpy()),
-        *((f"flag_{flag}", edge) for flag in filters.drop_flags),
+        *((f"flag_{flag}", flagged[flag].to_numpy()) for flag in filters.drop_flags),
     ]
     left = np.ones(len(cells), dtype=bool)
     dropped = {}
@@ -217,7 +218,7 @@ def _samples(
                     {"cell_id": cell["cell_id"][n], "dx_um": dx, "dy_um": dy}
                     for n, (dx, dy) in zip(near, offsets_um.tolist(), strict=True)
                 ],
-                "flags": ["edge"] if patch["edge"][row] else [],
+                "flags": [flag for flag in FLAGS if patch[flag][row]],
             },
         )
 

@@ -135,6 +135,7 @@ def test_every_cell_is_in_one_shard_of_its_donor_or_counted(curated: Path, simul
         "no_donor": want.count(None),
         "outside_slide": 0,
         "low_counts": n_low,
+        "flag_damaged_tile": 0,
     }
     rows = rows_of(out)
     assert rows["cell_id"].is_unique

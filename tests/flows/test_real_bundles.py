@@ -60,7 +60,11 @@ def test_mouse_ileum(
     dataset, root = read_dataset(out)
     assert dataset.totals.seen == 36
     assert dataset.totals.kept == kept
-    assert dataset.totals.dropped == {"low_counts": 36 - kept, "outside_slide": 0}
+    assert dataset.totals.dropped == {
+        "flag_damaged_tile": 0,
+        "low_counts": 36 - kept,
+        "outside_slide": 0,
+    }
     assert f"36 cells seen, {kept} kept" in capsys.readouterr().out
     samples = read_samples(out)
     assert len(samples) == kept

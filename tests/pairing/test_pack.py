@@ -1,0 +1,90 @@
+"""What is left out of the shards: every cell kept, or counted once, under the first reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from pairing.pack import Filters, select
+
+
+def frames(
+    cells: list[tuple[str | None, int]], cut: dict[int, tuple[bool, bool]]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Cells as (donor, counts); patches as row -> (edge, damaged_tile)."""
+    patches = pd.DataFrame(cut.values(), index=list(cut), columns=["edge", "damaged_tile"])
+    return pd.DataFrame(cells, columns=["donor", "n_counts"]).astype({"donor": object}), patches
+
+
+def test_a_cell_counts_under_the_first_reason_that_it_fails() -> None:
+    cells, patches = frames(
+        [(None, 0), ("A", 0), ("A", 0), ("A", 9), ("A", 10), ("B", 99), ("B", 99), ("B", 99)],
+        {2: (True, True), 3: (True, True), 4: (True, True), 5: (False, True), 7: (False, False)},
+    )
+    kept, totals = select(
+        cells, patches, Filters(drop_flags=("edge", "damaged_tile")), registered=True
+    )
+    assert kept.tolist() == [7]
+    assert totals.model_dump() == {
+        "seen": 8,
+        "kept": 1,
+        "dropped": {
+            "no_donor": 1,
+            "outside_slide": 2,
+            "low_counts": 2,
+            "flag_edge": 1,
+            "flag_damaged_tile": 1,
+        },
+        "noted": {"registration_error_not_assessed": 1},
+    }
+
+
+def test_damaged_tiles_are_dropped_unless_told_otherwise() -> None:
+    cells, patches = frames([("A", 10), ("A", 10)], {0: (False, True), 1: (True, False)})
+    kept, totals = select(cells, patches, Filters(), registered=False)
+    assert kept.tolist() == [1]
+    assert totals.dropped == {"outside_slide": 0, "low_counts": 0, "flag_damaged_tile": 1}
+    assert totals.noted == {}
+    kept, totals = select(cells, patches, Filters(drop_flags=()), registered=False)
+    assert kept.tolist() == [0, 1]
+    assert totals.dropped == {"outside_slide": 0, "low_counts": 0}
+
+
+def test_a_flag_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ValidationError):
+        Filters.model_validate({"drop_flags": ["blurred"]})
+
+
+rows = st.lists(
+    st.tuples(
+        st.sampled_from([None, "A", "B"]),
+        st.integers(0, 20),
+        st.sampled_from([None, (False, False), (True, False), (False, True), (True, True)]),
+    ),
+    max_size=30,
+)
+flags = st.lists(st.sampled_from(["edge", "damaged_tile"]), unique=True).map(tuple)
+
+
+@given(rows, flags)
+def test_the_reasons_add_up_and_every_kept_cell_passes_them_all(
+    rows: list[tuple[str | None, int, tuple[bool, bool] | None]], drop_flags: tuple[Any, ...]
+) -> None:
+    cells, patches = frames(
+        [(donor, n) for donor, n, _ in rows],
+        {i: cut for i, (_, _, cut) in enumerate(rows) if cut is not None},
+    )
+    kept, totals = select(cells, patches, Filters(drop_flags=drop_flags), registered=True)
+
+    def passes(donor: str | None, n: int, cut: tuple[bool, bool] | None) -> bool:
+        if donor is None or n < 10 or cut is None:
+            return False
+        return not any(cut[("edge", "damaged_tile").index(flag)] for flag in drop_flags)
+
+    assert kept.tolist() == [i for i, row in enumerate(rows) if passes(*row)]
+    assert totals.seen == len(rows) == totals.kept + sum(totals.dropped.values())
