@@ -83,3 +83,43 @@ def aperio(path: Path) -> tuple[Any, Any]:
         out.write(black, description="Aperio\r\nlabel 60x40", subfiletype=1, **options)
         out.write(black, description="Aperio\r\nmacro 60x40", subfiletype=9, **options)
     return image, quarter
+
+
+def tissue(height: int, width: int, seed: int = 0) -> Any:
+    """(Y, X, 3) uint8 as dark and as varied as stained tissue; nowhere black, nowhere glass."""
+    return (picture(height, width, seed=seed) * 0.6 + 40).astype(np.uint8)
+
+
+def place_of(path: Path, tile: int, level: int = 0) -> tuple[int, int]:
+    """Offset and number of bytes of a tile, by its number in the level."""
+    with tifffile.TiffFile(path) as file:
+        page = file.series[0].levels[level].pages[0]
+        return page.dataoffsets[tile], page.databytecounts[tile]
+
+
+def spoil(path: Path, tile: int, level: int = 0) -> None:
+    """Write garbage over the bytes of a tile."""
+    offset, count = place_of(path, tile, level)
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(b"\xff\x00" * (count // 2))
+
+
+def repoint(path: Path, tile: int, place: tuple[int, int]) -> None:
+    """Let the file's table say that a tile of level 0 lies elsewhere; (0, 0) leaves it out."""
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        for code, value in zip((324, 325), place, strict=True):
+            tag = file.pages.first.tags[code]
+            values = list(tag.value)
+            values[tile] = value
+            tag.overwrite(values)
+
+
+def repeat(path: Path, tile: int, of: int) -> None:
+    """Put a second copy of another tile's bytes where a tile was: as faulty writers do."""
+    offset, count = place_of(path, of)
+    data = path.read_bytes()[offset : offset + count]
+    with path.open("ab") as file:
+        end = file.tell()
+        file.write(data)
+    repoint(path, tile, (end, count))
