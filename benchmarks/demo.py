@@ -46,10 +46,12 @@ def main() -> int:
             rows.append((f"{method} / {other}, {direction}", ratio, sign, limit))
     print(f"\n{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     kept = {"<=": lambda a, b: a <= b, ">=": lambda a, b: a >= b, "<": lambda a, b: a < b}
+    met = True
     for name, value, sign, limit in rows:
         verdict = "kept" if kept[sign](value, limit) else "NOT KEPT"
+        met &= verdict == "kept"
         print(f"{name:<36}{value:>10.3f}   {sign:>2} {limit:<8} {verdict}")
-    return 0
+    return 0 if met else 1
 
 
 if __name__ == "__main__":
