@@ -50,6 +50,8 @@ def main() -> int:
     for n_cells in args.cells:
         with fresh.Pool(1) as pool:
             figures = pool.apply(measured, (args.out / str(n_cells), n_cells, args.workers))
+            pool.close()
+            pool.join()
         minutes = figures["seconds"] / 60
         met &= minutes <= MINUTES_LIMIT and figures["gib"] <= GIB_LIMIT
         each_ms = figures["seconds"] / n_cells * 1e3
