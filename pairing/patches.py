@@ -31,6 +31,9 @@ STAGE_VERSION = 2
 # tile is decoded for one core and at most for its neighbours' halos.
 BLOCK_PX = 2048
 
+# Pillow's cubic reaches two pixels of the coarser of the two grids to each side.
+_FILTER_REACH = 2
+
 # The two ends of the grey scale of a DAPI patch, as percentiles of what the run imaged.
 DAPI_PERCENTILES = (1.0, 99.8)
 
@@ -86,15 +89,14 @@ MapBlocks = Callable[[Callable[[PatchBlock], CutBlock], Iterable[PatchBlock]], I
 
 
 def plan_blocks(
-    slide: Slide, centres_px: Points, fov_um: float, damage: Sequence[Damage] = ()
+    slide: Slide, centres_px: Points, spec: PatchSpec, damage: Sequence[Damage] = ()
 ) -> list[PatchBlock]:
     """Blocks that hold every centre on the slide once, each with the halo that its patches need.
 
     Cores are whole tiles; blocks without cells are left out. Of `damage`, known of the slide, each
     block gets what lies in its box.
     """
-    half_px = fov_um / slide.mpp / 2
-    halo = int(np.ceil(half_px)) + 2  # the resampling filter reaches past the patch's border
+    halo = int(np.ceil(_reach_px(slide, spec)))
     core = np.array([max(t, BLOCK_PX // t * t) for t in slide.tile_px])
     on_slide = ((centres_px >= 0) & (centres_px < slide.size_px)).all(axis=1)
     rows = np.flatnonzero(on_slide)
@@ -135,7 +137,8 @@ def cut_block(
     columns: dict[str, list[Any]] = {name: [] for name in INDEX_SCHEMA.names}
     with open_image() as opened, path.open("wb") as part:
         slide, met = opened.tolerant()
-        box = _clipped(block, spec.fov_um / slide.mpp)
+        reach = _reach_px(slide, spec)
+        box = _clipped(block, reach)
         pixels = slide.read(box)
         picture = Image.fromarray(as_rgb(pixels, grey_scale))
         side_px = spec.fov_um / slide.mpp
@@ -145,8 +148,8 @@ def cut_block(
             jpeg = _cut(picture, x - box[0], y - box[1], side_px, spec)
             half = side_px / 2
             edge = x < half or y < half or x > width - half or y > height - half
-            patch = (x - half, y - half, x + half, y + half)
-            damaged = any(overlaps(d, patch) for d in damage)
+            seen = (x - reach, y - reach, x + reach, y + reach)
+            damaged = any(overlaps(d, seen) for d in damage)
             values = (row, block.name, part.tell(), len(jpeg), x, y, edge, damaged)
             for name, value in zip(INDEX_SCHEMA.names, values, strict=True):
                 columns[name].append(value)
@@ -176,7 +179,7 @@ def write_patches(
             opened.require_rgb()
         slide, _ = opened.tolerant()
         known = slide.find_damage(centres_px)
-        blocks = plan_blocks(slide, centres_px, spec.fov_um, known)
+        blocks = plan_blocks(slide, centres_px, spec, known)
         grey_scale = _dapi_scale(slide) if spec.image == "morphology" else None
         decoded_px = sum((b.box[2] - b.box[0]) * (b.box[3] - b.box[1]) for b in blocks)
         slide_px = slide.size_px[0] * slide.size_px[1]
@@ -221,11 +224,16 @@ class PatchReader:
             self._open = None
 
 
-def _clipped(block: PatchBlock, side_px: float) -> Box:
+def _reach_px(slide: Slide, spec: PatchSpec) -> float:
+    """How far from its centre a patch sees: half its side, and what the cubic filter adds."""
+    side_px = spec.fov_um / slide.mpp
+    return side_px / 2 + _FILTER_REACH * max(1.0, side_px / spec.size_px)
+
+
+def _clipped(block: PatchBlock, reach_px: float) -> Box:
     """The part of the block's box that its patches touch, so that sparse blocks decode little."""
-    margin = int(np.ceil(side_px / 2)) + 2
-    x0, y0 = np.floor(block.centres_px.min(axis=0)).astype(int) - margin
-    x1, y1 = np.ceil(block.centres_px.max(axis=0)).astype(int) + margin
+    x0, y0 = np.floor(block.centres_px.min(axis=0) - reach_px).astype(int)
+    x1, y1 = np.ceil(block.centres_px.max(axis=0) + reach_px).astype(int)
     return (
         max(block.box[0], int(x0)),
         max(block.box[1], int(y0)),

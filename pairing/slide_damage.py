@@ -14,7 +14,7 @@ from pairing.geometry import Box
 from pairing.slide_sources import Pixels, Source
 from shards.schema import Record
 
-# A hole is black (0 in every channel) over a square of this side at least: 8 µm of a slide at
+# A hole is black (0 in every channel) wherever a square of this side is: 8 µm of a slide at
 # 0.25 µm per pixel. The darkest pigment or ink still has the scanner's noise.
 _HOLE_PX = 32
 
@@ -24,8 +24,8 @@ DamageKind = Literal["undecodable", "black", "duplicate", "missing"]
 class Damage(Record):
     """A place of a slide that shows no tissue, or tissue of elsewhere: `box` in level-0 px.
 
-    `undecodable`: a tile that does not decode. `black`: pixels of 0 over a square of 32 px or
-    more, by native tile. `duplicate`: a tile whose bytes stand at another place too, so that one
+    `undecodable`: a tile that does not decode. `black`: pixels of 0 in squares of 32 px,
+    by native tile. `duplicate`: a tile whose bytes stand at another place too, so that one
     of the two is wrong. `missing`: a tile that the file leaves out where a cell lies.
     """
 
@@ -46,9 +46,8 @@ def read_over_damage(
     The boxes of the damage are in the level's pixels, those of black holes (looked for by `holes`)
     cut off at native tiles and at what was looked at.
     """
-    # Boxes that overlap must agree on holes: whole squares of one grid are looked at, and enough
-    # of them that a hole's ragged border is seen with a square of the hole.
-    wide = _snapped(box, source.size_px) if holes else box
+    # Boxes that overlap must agree on holes: a hole that ends in the box begins within this margin.
+    wide = _grown(box, _HOLE_PX - 1, source.size_px) if holes else box
     undecodable: list[Box] = []
     pixels = source.read_inside(wide, undecodable)
     damaged = np.zeros(pixels.shape[:2], bool)
@@ -77,11 +76,9 @@ def merged(damage: Iterable[Damage], tile_px: tuple[int, int]) -> list[Damage]:
     return [Damage(kind=key[2], box=seen[key]) for key in sorted(seen)]
 
 
-def _snapped(box: Box, size_px: tuple[int, int]) -> Box:
-    x0, y0 = (max(0, (v // _HOLE_PX - 1) * _HOLE_PX) for v in box[:2])
-    x1, y1 = (
-        min(n, (-(-v // _HOLE_PX) + 1) * _HOLE_PX) for v, n in zip(box[2:], size_px, strict=True)
-    )
+def _grown(box: Box, margin: int, size_px: tuple[int, int]) -> Box:
+    x0, y0 = (max(v - margin, 0) for v in box[:2])
+    x1, y1 = (min(v + margin, n) for v, n in zip(box[2:], size_px, strict=True))
     return x0, y0, x1, y1
 
 
@@ -92,23 +89,21 @@ def _part(box: Box, of: Box) -> tuple[slice, slice]:
 
 
 def _holes(pixels: Pixels, damaged: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """(Y, X) pixels of 0 in black squares of the grid, and those around them that join on."""
+    """(Y, X) whether a pixel lies in a black square of _HOLE_PX."""
     black = ~damaged
     for c in range(pixels.shape[2]):
         black &= pixels[..., c] == 0
-    height, width = black.shape
-    down, across = height // _HOLE_PX, width // _HOLE_PX
-    whole = black[: down * _HOLE_PX, : across * _HOLE_PX]
-    squares = whole.reshape(down, _HOLE_PX, across, _HOLE_PX).all(axis=(1, 3))
-    if not squares.any():
+    # Most pictures have none: every such square holds one of half the side on a grid.
+    half = _HOLE_PX // 2
+    down, across = (n // half for n in black.shape)
+    cells = black[: down * half, : across * half].reshape(down, half, across, half)
+    if not cells.all(axis=(1, 3)).any():
         return np.zeros_like(black)
-    # At the slide's border squares are cut off, and only join on.
-    squares = np.pad(
-        squares, ((0, -(-height // _HOLE_PX) - down), (0, -(-width // _HOLE_PX) - across))
+    # The union of the squares: a morphological opening, whose second filter mirrors the first.
+    centres = ndimage.minimum_filter(black, _HOLE_PX, mode="constant", cval=0)
+    holes: npt.NDArray[np.bool_] = ndimage.maximum_filter(
+        centres, _HOLE_PX, mode="constant", cval=0, origin=-1
     )
-    near = ndimage.binary_dilation(squares, np.ones((3, 3), bool))
-    near = near.repeat(_HOLE_PX, axis=0).repeat(_HOLE_PX, axis=1)[:height, :width]
-    holes: npt.NDArray[np.bool_] = black & near
     return holes
 
 

@@ -1,0 +1,190 @@
+"""Patches over damaged places of a slide: cut all the same, marked, and the damage reported."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pairing.patches import (
+    DAMAGE_FILE,
+    INDEX_FILE,
+    INDEX_SCHEMA,
+    CutBlock,
+    DamageReport,
+    PatchBlock,
+    PatchReader,
+    write_patches,
+)
+from pairing.slide import Damage, open_slide
+from shards.dataset import read_record
+from shards.errors import BadInput
+from shards.schema import PatchSpec
+from tests.pairing.slides import MPP, ome, repeat, repoint, spoil, tissue
+
+WIDTH, HEIGHT, TILE = 2560, 2304, 128
+# Patches of 64 px of the slide.
+SPEC = PatchSpec(image="he", fov_um=16.0, size_px=64, center="cell", jpeg_quality=95)
+GLASS = (240, 238, 243)
+
+
+def picture_of_slide() -> Any:
+    image = tissue(HEIGHT, WIDTH)
+    image[:, :TILE] = GLASS
+    return image
+
+
+def box_of(tile: int) -> tuple[int, int, int, int]:
+    x, y = tile % (WIDTH // TILE) * TILE, tile // (WIDTH // TILE) * TILE
+    return x, y, x + TILE, y + TILE
+
+
+# Tiles by their number, 20 a row. Blocks have cores of 2048 px: some lie at their borders.
+UNDECODABLE, DUPLICATE, ORIGINAL, BLACK, MISSING = 65, 210, 133, 96, 318
+HOLE = (2000, 2020, 2100, 2075)  # of no tile: over four tiles and all four blocks' borders
+DAMAGE = [
+    ("undecodable", box_of(UNDECODABLE)),
+    ("black", box_of(BLACK)),
+    ("duplicate", box_of(ORIGINAL)),
+    ("duplicate", box_of(DUPLICATE)),
+    ("black", (2000, 2020, 2048, 2048)),
+    ("black", (2048, 2020, 2100, 2048)),
+    ("missing", box_of(MISSING)),
+    ("black", (2000, 2048, 2048, 2075)),
+    ("black", (2048, 2048, 2100, 2075)),
+]
+
+
+@pytest.fixture(scope="module")
+def centres_px() -> Any:
+    rng = np.random.default_rng(4)
+    return rng.uniform((TILE + 40, -20), (WIDTH + 20, HEIGHT + 20), (3000, 2))
+
+
+def written(folder: Path, path: Path, centres_px: Any, map_blocks: Any = map) -> dict[str, Any]:
+    folder.mkdir()
+    return write_patches(folder, partial(open_slide, path), centres_px, SPEC, map_blocks)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, centres_px: Any) -> Path:
+    """Patches of the slide before it was damaged."""
+    folder = tmp_path_factory.mktemp("whole")
+    path = ome(folder / "he.ome.tif", picture_of_slide(), "YXS", **OPTIONS)
+    summary = written(folder / "patches", path, centres_px)
+    assert (summary["n_damaged_tiles"], summary["n_on_damaged_tile"]) == (0, 0)
+    return folder / "patches"
+
+
+OPTIONS: dict[str, Any] = {
+    "photometric": "rgb", "tile": (TILE, TILE), "compression": "deflate",
+    "compressionargs": {"level": 1},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    image = picture_of_slide()
+    for x0, y0, x1, y1 in (box_of(BLACK), HOLE):
+        image[y0:y1, x0:x1] = 0
+    path = ome(tmp_path_factory.mktemp("damaged") / "he.ome.tif", image, "YXS", **OPTIONS)
+    spoil(path, UNDECODABLE)
+    repeat(path, DUPLICATE, of=ORIGINAL)
+    repoint(path, MISSING, (0, 0))
+    repoint(path, 0, (0, 0))  # glass, where no cell lies
+    return path
+
+
+def read_all(folder: Path) -> tuple[pd.DataFrame, list[bytes]]:
+    index = pq.read_table(folder / INDEX_FILE)
+    assert index.schema.equals(INDEX_SCHEMA)
+    table = index.to_pandas()
+    reader = PatchReader(folder)
+    jpegs = [reader.read(r.part, r.offset, r.size) for r in table.itertuples()]
+    reader.close()
+    return table, jpegs
+
+
+def test_damage_is_reported_and_the_patches_over_it_are_marked(
+    damaged: Path, whole: Path, centres_px: Any, tmp_path: Path
+) -> None:
+    summary = written(tmp_path / "patches", damaged, centres_px)
+    report = read_record(tmp_path / "patches" / DAMAGE_FILE, DamageReport)
+    assert sorted((d.box[1], d.box[0], d.kind) for d in report.damage) == sorted(
+        (box[1], box[0], kind) for kind, box in DAMAGE
+    )
+    table, jpegs = read_all(tmp_path / "patches")
+    expected = np.zeros(len(table), bool)
+    for _, (x0, y0, x1, y1) in DAMAGE:
+        # Half a patch, and the two pixels that the resampling filter sees beyond it.
+        across = (table["x_px"] - 34 < x1) & (table["x_px"] + 34 > x0)
+        down = (table["y_px"] - 34 < y1) & (table["y_px"] + 34 > y0)
+        expected |= (across & down).to_numpy()
+    np.testing.assert_array_equal(table["damaged_tile"], expected)
+    assert summary["n_damaged_tiles"] == len(DAMAGE)
+    assert summary["n_on_damaged_tile"] == expected.sum()
+    assert 50 < expected.sum() < len(table) / 2
+    # All other patches are those of the slide as it was.
+    before, jpegs_before = read_all(whole)
+    pd.testing.assert_series_equal(table["row"], before["row"])
+    assert not before["damaged_tile"].any()
+    for marked, jpeg, jpeg_before in zip(expected, jpegs, jpegs_before, strict=True):
+        assert marked or jpeg == jpeg_before
+
+
+def test_what_cannot_be_seen_is_glass(damaged: Path, tmp_path: Path) -> None:
+    centres = [np.add(box_of(tile)[:2], TILE / 2) for tile in (UNDECODABLE, BLACK)]
+    written(tmp_path / "patches", damaged, np.array(centres))
+    table, jpegs = read_all(tmp_path / "patches")
+    assert table["damaged_tile"].all()
+    for jpeg in jpegs:
+        pixels = np.asarray(Image.open(io.BytesIO(jpeg))).astype(int)
+        assert np.abs(pixels - GLASS).max() <= 2
+
+
+def test_order_and_repetition_of_blocks_change_no_byte(
+    damaged: Path, centres_px: Any, tmp_path: Path
+) -> None:
+    def backwards(
+        cut: Callable[[PatchBlock], CutBlock], blocks: Iterable[PatchBlock]
+    ) -> list[CutBlock]:
+        return [cut(block) for block in list(blocks)[::-1]]
+
+    written(tmp_path / "a", damaged, centres_px[:800])
+    written(tmp_path / "b", damaged, centres_px[:800], backwards)
+    files = sorted(p.name for p in (tmp_path / "a").iterdir())
+    assert files == sorted(p.name for p in (tmp_path / "b").iterdir())
+    for name in files:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_damage_where_no_patch_is_cut_is_not_looked_for(damaged: Path, tmp_path: Path) -> None:
+    x0, y0, *_ = box_of(20 * 9 + 4)
+    summary = written(tmp_path / "patches", damaged, np.array([[x0 + 60.0, y0 + 60.0]]))
+    report = read_record(tmp_path / "patches" / DAMAGE_FILE, DamageReport)
+    # Duplicates stand in the file's table of tiles, and are told wherever they are.
+    assert report.damage == tuple(
+        Damage(kind="duplicate", box=box_of(t)) for t in (ORIGINAL, DUPLICATE)
+    )
+    assert (summary["n_damaged_tiles"], summary["n_on_damaged_tile"]) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    "image", [tissue(256, 256)[..., 0], tissue(256, 256)[..., :2]], ids=["one", "two"]
+)
+def test_an_he_has_three_channels(image: Any, tmp_path: Path) -> None:
+    axes = "YX" if image.ndim == 2 else "CYX"
+    data = image if image.ndim == 2 else np.moveaxis(image, 2, 0)
+    path = ome(tmp_path / "he.ome.tif", data, axes, photometric="minisblack", tile=(64, 64))
+    with pytest.raises(BadInput, match=r"(?s)a H&E: a slide of three channels.*morphology"):
+        written(tmp_path / "patches", path, np.array([[128.0, 128.0]]))
+    with open_slide(path) as slide:
+        assert slide.mpp == MPP
