@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import openslide
 import pytest
@@ -17,7 +18,18 @@ from hypothesis import strategies as st
 
 from pairing.slide import Slide, open_plane, open_slide
 from shards.errors import BadInput
-from tests.pairing.slides import GREY, HEIGHT, MPP, RGB, TILED, WIDTH, ome, picture, plain
+from tests.pairing.slides import (
+    GREY,
+    HEIGHT,
+    MPP,
+    RESOLUTION,
+    RGB,
+    TILED,
+    WIDTH,
+    ome,
+    picture,
+    plain,
+)
 
 # An open slide is read many times in one test.
 many_boxes = settings(
@@ -182,6 +194,98 @@ def test_a_file_cut_short_is_told(tmp_path: Path) -> None:
         last = file.pages.first.dataoffsets[-1]
     os.truncate(path, last + 100)
     with pytest.raises(BadInput, match=r"(?s)a whole TIFF file.*copied whole"), open_slide(path):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("image", "axes", "options"),
+    [
+        (RGB, "YXS", {"compressionargs": {"level": 95}}),
+        (RGB, "YXS", {"compressionargs": {"level": 95, "outcolorspace": "rgb"}}),
+        (PLANAR, "SYX", {"compressionargs": {"level": 95}, "planarconfig": "separate"}),
+    ],
+    ids=["YCbCr", "RGB", "planes"],
+)
+def test_jpeg_comes_out_as_red_green_and_blue(
+    image: Any, axes: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    options = {"compression": "jpeg", "photometric": "rgb", **TILED, **options}
+    with open_slide(ome(tmp_path / "a.ome.tif", image, axes, **options)) as slide:
+        assert slide.n_channels == 3
+        got = slide.read((0, 0, WIDTH, HEIGHT)).astype(int)
+        assert np.abs(got - RGB).mean() < 6
+        assert np.abs((got - RGB).mean(axis=(0, 1))).max() < 1
+
+
+def test_sixteen_bits_become_eight_by_what_the_file_states(tmp_path: Path) -> None:
+    """Rounded to the nearest grey level; brighter than the stated white stays white."""
+    row = np.array([0, 7, 8, 9, 24, 25, 2047, 2048, 4095, 5000], np.uint16)
+    image = np.broadcast_to(row[None, :, None], (40, 10, 3)).copy()
+    path = ome(
+        tmp_path / "a.ome.tif", image, "YXS", photometric="rgb",
+        metadata={"SignificantBits": 12},
+    )  # fmt: skip
+    with open_slide(path) as slide:
+        assert slide.is_rgb
+        got = slide.read((0, 0, 10, 1))[0, :, 0]
+        assert got.tolist() == [0, 0, 0, 1, 1, 2, 127, 128, 255, 255]
+
+
+def test_fewer_bits_than_stated_are_no_guess_of_ours(tmp_path: Path) -> None:
+    path = ome(tmp_path / "a.ome.tif", RGB_12, "YXS", photometric="rgb", **TILED)
+    with (
+        pytest.raises(BadInput, match=r"(?s)uses the 16 bits.*brighter than 6.3%.*Significant"),
+        open_slide(path),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "words"),
+    [
+        (RGB[..., 0], {"photometric": "palette", "colormap": np.zeros((3, 256), np.uint16)},
+         "photometric PALETTE"),
+        (RGBA, {"photometric": "separated"}, "photometric SEPARATED"),
+        (RGB[..., 0], {"photometric": "miniswhite"}, "photometric MINISWHITE"),
+        (RGB, {"photometric": "cielab"}, "photometric CIELAB"),
+        (RGB.astype(np.float32), {"photometric": "rgb"}, "pixels of type float32, 32 bits"),
+        (RGB.astype(np.int16), {"photometric": "rgb"}, "pixels of type int16, 16 bits"),
+        (RGB, {"photometric": "ycbcr", "compression": "deflate"}, "YCbCr by DEFLATE"),
+        (RGB, {"photometric": "ycbcr", "compression": "jpeg2000"}, "YCbCr by JPEG2000"),
+    ],
+    ids=["palette", "CMYK", "white is zero", "Lab", "float", "signed", "YCbCr", "YCbCr J2K"],
+)  # fmt: skip
+def test_pixels_that_would_come_out_wrong_are_refused(
+    data: Any, options: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    path = plain(tmp_path / "a.tif", data, **options, **TILED)
+    with (
+        pytest.raises(BadInput, match=rf"(?s)8 or 16 bit pixels as one of.*{words}.*as RGB"),
+        open_slide(path),
+    ):
+        pass
+
+
+def test_a_compression_that_nobody_knows_is_not_a_slide_of_damaged_tiles(tmp_path: Path) -> None:
+    path = written("plain tiled", tmp_path)
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        file.pages.first.tags[259].overwrite(34999)
+    with pytest.raises(BadInput, match="compression 34999"), open_slide(path):
+        pass
+
+
+def test_one_compressed_strip_of_a_whole_slide_is_too_large(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    height, width = 12000, 12000
+    strip = imagecodecs.zlib_encode(b"\xff" * 1000)
+    tifffile.imwrite(
+        path, iter([strip]), shape=(height, width, 3), dtype=np.uint8, photometric="rgb",
+        compression="deflate", rowsperstrip=height, metadata=None, **RESOLUTION,
+    )  # fmt: skip
+    with (
+        pytest.raises(BadInput, match=r"(?s)12000 x 12000 px, compressed as one.*in tiles"),
+        open_slide(path),
+    ):
         pass
 
 
