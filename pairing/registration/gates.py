@@ -10,6 +10,7 @@ from scipy.ndimage import gaussian_filter
 
 from pairing.geometry import Affine, Points
 from pairing.registration.record import KeypointFit, Registration, Verdict
+from pairing.registration.siblings import sibling_of_mpp
 from pairing.slide import Slide
 
 # Side of a bin of the density maps: some cells wide, so that stain and density compare.
@@ -50,7 +51,7 @@ def assess(
         tissue = _stain_map(slide.tolerant()[0])
         for name, points in _variants(cells_um, he_px_from_xenium_um, pixel_size_um, slide).items():
             correlation[name] = _density_correlation(tissue, points, slide)
-    verdict, reasons = _verdict(slide.mpp, implied_mpp, share, correlation, len(cells_um))
+    verdict, reasons = _verdict(slide, implied_mpp, share, correlation, len(cells_um))
     return Registration(
         method=method,
         he_px_from_xenium_um=he_px_from_xenium_um.matrix,
@@ -114,7 +115,7 @@ def _density_correlation(tissue: npt.NDArray[np.float64], cells_px: Points, slid
 
 
 def _verdict(
-    stated_mpp: float,
+    slide: Slide,
     implied_mpp: float,
     share: float,
     correlation: dict[str, float],
@@ -122,11 +123,11 @@ def _verdict(
 ) -> tuple[Verdict, tuple[str, ...]]:
     failed: list[str] = []
     doubtful: list[str] = []
-    off = implied_mpp / stated_mpp - 1
+    off = float(implied_mpp / slide.mpp - 1)
     if abs(off) > MPP_DOUBTFUL:
         (failed if abs(off) > MPP_FAIL else doubtful).append(
             f"the alignment implies {implied_mpp:.4f} µm per pixel, the slide says "
-            f"{stated_mpp:.4f} ({off:+.1%}); if the alignment is right, set mpp = {implied_mpp:.4f}"
+            f"{slide.mpp:.4f} ({off:+.1%}); {_mpp_remedy(slide, implied_mpp)}"
         )
     if share < SHARE_DOUBTFUL:
         (failed if share < SHARE_FAIL else doubtful).append(
@@ -147,3 +148,11 @@ def _verdict(
         few = f"{n_cells} cells, fewer than {MIN_CELLS}: taken as given"
         return "not_assessable", (few, *doubtful)
     return ("doubtful" if doubtful else "pass"), tuple(doubtful)
+
+
+def _mpp_remedy(slide: Slide, implied_mpp: float) -> str:
+    sibling = sibling_of_mpp(slide.path, implied_mpp, MPP_DOUBTFUL)
+    if sibling is not None:
+        name, mpp = sibling
+        return f"{name} beside it says {mpp:.4f}: the alignment is of that file, give it as slide"
+    return f"if the alignment is right, set mpp = {implied_mpp:.4f}"

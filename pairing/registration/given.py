@@ -54,14 +54,16 @@ def fit_keypoints(path: Path, points: Points, pixel_size_um: float) -> tuple[Aff
     a plane.
     """
     fixed, moved = points[:, :2], points[:, 2:]
-    spread = np.linalg.svd(fixed - fixed.mean(axis=0), compute_uv=False) if len(fixed) else [0.0]
-    if len(fixed) < 3 or spread[-1] < 1e-3 * spread[0]:
-        raise BadInput(
-            path,
-            expected="at least three keypoints that do not lie on one line",
-            found=f"{len(fixed)} keypoints" + (", on one line" if len(fixed) >= 3 else ""),
-            remedy="set more keypoints in Xenium Explorer, spread over the tissue",
-        )
+    for frame, side in (("morphology image", fixed), ("slide", moved)):
+        on_one_line = len(side) >= 3 and _on_one_line(side)
+        if len(side) < 3 or on_one_line:
+            raise BadInput(
+                path,
+                expected="at least three keypoints that do not lie on one line",
+                found=f"{len(side)} keypoints"
+                + (f", on one line of the {frame}" if on_one_line else ""),
+                remedy="set more keypoints in Xenium Explorer, spread over the tissue",
+            )
     design = np.column_stack([fixed, np.ones(len(fixed))])
     solution = np.linalg.lstsq(design, moved, rcond=None)[0]
     affine = Affine.of(np.vstack([solution.T, (0.0, 0.0, 1.0)]))
@@ -75,6 +77,11 @@ def fit_keypoints(path: Path, points: Points, pixel_size_um: float) -> tuple[Aff
     )
 
 
+def _on_one_line(points: Points) -> bool:
+    along, across = np.linalg.svd(points - points.mean(axis=0), compute_uv=False)
+    return bool(across <= 1e-3 * along)
+
+
 def _read_rows(path: Path) -> list[list[str]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as f:
@@ -83,24 +90,30 @@ def _read_rows(path: Path) -> list[list[str]]:
         raise BadInput(path, expected="a csv file", found=str(error), remedy=_REMEDY) from error
     if not rows:
         raise BadInput(path, expected="a csv file", found="an empty file", remedy=_REMEDY)
+    # Spreadsheets of many countries save so, and write decimals with commas as they do.
+    for sign, name in ((";", "semicolons"), ("\t", "tabs")):
+        if any(sign in cell for cell in rows[0]):
+            raise BadInput(
+                path, expected="values parted by commas", found=f"{name}", remedy=_REMEDY
+            )
     return rows
 
 
 def _numbers(path: Path, rows: list[list[str]], width: int) -> Points:
-    try:
-        values = np.array([[float(cell) for cell in row] for row in rows], dtype=np.float64)
-    except ValueError as error:
-        raise BadInput(
-            path,
-            expected=f"rows of {width} numbers",
-            found=str(error),
-            remedy=_REMEDY,
-        ) from error
-    if values.ndim != 2 or values.shape[1] != width or not np.isfinite(values).all():
-        raise BadInput(
-            path,
-            expected=f"rows of {width} finite numbers",
-            found=f"an array of shape {values.shape}",
-            remedy=_REMEDY,
-        )
+    values = np.zeros((len(rows), width))
+    for i, row in enumerate(rows):
+        found = None if len(row) == width else f"{len(row)} values"
+        try:
+            values[i, : len(row)] = [float(cell) for cell in row[:width]]
+        except ValueError as error:
+            found = found or str(error)
+        if found is None and not np.isfinite(values[i]).all():
+            found = ", ".join(row)
+        if found is not None:
+            raise BadInput(
+                f"{path}, row {i + 1} of the numbers",
+                expected=f"{width} finite numbers",
+                found=found,
+                remedy=_REMEDY,
+            )
     return values

@@ -84,21 +84,37 @@ def test_all_keypoints_count_and_residuals_are_in_um_of_the_slide(tmp_path: Path
     assert fit.rms_um == pytest.approx(fit.max_um)
 
 
+KEYPOINTS = "fixedX,fixedY,alignmentX,alignmentY\n"
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("", "an empty file"),
-        ("1,0,0\n0,1,0\n", "3 x 3 finite numbers, not"),
-        ("1,0\n0,1\n", "array of shape"),
-        ("1,0,0\n0,1,zero\n0,0,1\n", "zero"),
-        ("1,0,0\n2,0,0\n0,0,1\n", "singular"),
-        ("1,0,0\n0,1,0\n5,5,1\n", "last row"),
-        ("1,0,nan\n0,1,0\n0,0,1\n", "finite"),
-        ("fixedX,fixedY,alignmentX,alignmentY\n1,2,3,4\n5,6,7,8\n", "2 keypoints"),
+        ("1,0,0\n0,1,0\n", r"an affine is 3 x 3 finite numbers, not \(2, 3\)"),
+        ("1,0,0\n0,1,0\n0,0,1\n0,0,1\n", r"an affine is 3 x 3 finite numbers, not \(4, 3\)"),
+        ("1,0\n0,1\n", "(?s)row 1.*3 finite numbers.*2 values"),
+        ("1,0,0\n0,1,0,7\n0,0,1\n", "(?s)row 2.*3 finite numbers.*4 values"),
+        ("1,0,0\n0,1,zero\n0,0,1\n", "(?s)row 2.*3 finite numbers.*could not convert.*'zero'"),
+        ("a,b,c\n1,0,0\n0,1,0\n0,0,1\n", "(?s)row 1.*3 finite numbers.*could not convert.*'a'"),
+        ("1;0;0\n0;1;0\n0;0;1\n", "(?s)values parted by commas.*semicolons"),
+        ("0,97;0,1;12,5\n-0,1;0,97;3,0\n0;0;1\n", "(?s)values parted by commas.*semicolons"),
+        ("1\t0\t0\n0\t1\t0\n0\t0\t1\n", "(?s)values parted by commas.*tabs"),
+        ("1,0,0\n2,0,0\n0,0,1\n", "the affine is singular"),
+        ("1,0,0\n0,1,0\n5,5,1\n", "last row of an affine is 0, 0, 1"),
+        ("1,0,nan\n0,1,0\n0,0,1\n", "(?s)row 1.*3 finite numbers.*1, 0, nan"),
+        (KEYPOINTS, "(?s)at least three keypoints.*0 keypoints"),
+        (f"{KEYPOINTS}1,2,3,4\n5,6,7,8\n", "(?s)at least three keypoints.*2 keypoints"),
         (
-            "fixedX,fixedY,alignmentX,alignmentY\n0,0,0,0\n1,1,1,1\n2,2,2,2\n5,5,5,5\n",
-            "4 keypoints, on one line",
+            f"{KEYPOINTS}0,0,0,0\n1,1,1,1\n2,2,2,2\n5,5,5,5\n",
+            "(?s)do not lie on one line.*4 keypoints, on one line of the morphology image",
         ),
+        (f"{KEYPOINTS}0,0,0,0\n9,1,9,1\n2,x,2,2\n", "(?s)row 3.*4 finite numbers.*'x'"),
+        (
+            f"{KEYPOINTS}0,0,4,4\n900,1,4,4\n2,700,4,4\n50,60,4,4\n",
+            "(?s)do not lie on one line.*4 keypoints, on one line of the slide",
+        ),
+        (KEYPOINTS.replace(",", ";"), "(?s)values parted by commas.*semicolons"),
     ],
 )
 def test_what_is_no_alignment_is_refused_with_words(tmp_path: Path, text: str, words: str) -> None:
@@ -107,7 +123,35 @@ def test_what_is_no_alignment_is_refused_with_words(tmp_path: Path, text: str, w
     with pytest.raises(BadInput, match=words) as caught:
         read_alignment(path, PIXEL_SIZE_UM)
     assert "Xenium Explorer" in caught.value.remedy
-    assert caught.value.where == str(path)
+    assert caught.value.where.startswith(str(path))
+
+
+@pytest.mark.parametrize("lines", ["\n", "\r\n"])
+@pytest.mark.parametrize("kind", ["matrix", "keypoints"])
+def test_a_byte_order_mark_and_any_line_ends_are_read(
+    tmp_path: Path, kind: str, lines: str
+) -> None:
+    he_px_from_morphology_px = Affine.similarity(0.8, 1.0, (300.0, 20.0))
+    fixed = POINTS_UM / PIXEL_SIZE_UM
+    path = tmp_path / "he_imagealignment.csv"
+    if kind == "matrix":
+        write_matrix(path, he_px_from_morphology_px.inverse)
+    else:
+        write_keypoints(path, fixed, he_px_from_morphology_px(fixed))
+    text = path.read_text().replace("\n", lines) + lines
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    method, he_px_from_xenium_um, _ = read_alignment(path, PIXEL_SIZE_UM)
+    assert method == kind
+    np.testing.assert_allclose(
+        he_px_from_xenium_um(POINTS_UM), he_px_from_morphology_px(fixed), atol=1e-6
+    )
+
+
+def test_text_of_another_encoding_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "alignment.csv"
+    path.write_bytes("1,0,0\n0,1,0\n0,0,1\n".encode("utf-16"))
+    with pytest.raises(BadInput, match=r"(?s)a csv file.*utf-8"):
+        read_alignment(path, PIXEL_SIZE_UM)
 
 
 def test_a_missing_alignment_is_refused(tmp_path: Path) -> None:
