@@ -24,7 +24,7 @@ MIN_CELLS = 3000
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cells", type=int, default=3600)
+    parser.add_argument("--cells", type=int, default=7200)
     cells = parser.parse_args().cells
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "demo"

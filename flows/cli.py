@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
 
     p = add("demo", _demo, "simulate three donors, curate, train, evaluate")
     p.add_argument("out", nargs="?", type=Path, default=Path("demo"), help="folder (demo)")
-    p.add_argument("--cells", type=int, default=3600, help="cells in all, three donors (3600)")
+    p.add_argument("--cells", type=int, default=7200, help="cells in all, three donors (7200)")
     _add_runtime(p)
 
     p = add("simulate", _simulate, "a Xenium bundle and its H&E slide with known truth")

@@ -67,6 +67,9 @@ _TRAIN = """# Written by `cellpair demo`.
 preset = "small"
 data = "curated/dataset.json"
 
+[optim]
+steps = 1500
+
 [run]
 out = "model"
 device = "{device}"

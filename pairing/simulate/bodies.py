@@ -29,7 +29,7 @@ _NOISE_SIZE = 512
 _NOISE_SEED = 5
 _WINDOW_PX = 1_500_000  # of all windows that are worked on at once
 # How the state shows: chromatin moves from the middle of the nucleus to its rim.
-STATE_CONTRAST = 1.9
+STATE_CONTRAST = 2.2
 MEMBRANE_CONTRAST = 0.45
 NUCLEOLUS_UM = 0.5
 

@@ -17,10 +17,10 @@ I64 = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 AREA_LOG_SPREAD = 0.26
-AREA_LOG_BY_STATE = 0.5  # growing cells have large nuclei
+AREA_LOG_BY_STATE = 0.7  # growing cells have large nuclei
 DENSITY_LOG_SPREAD = 0.18
 TWIN_AREA = 0.62
-SHARE_GRAZED = 0.10  # the section holds a sliver of them
+SHARE_GRAZED = 0.07  # the section holds a sliver of them
 MAX_NUCLEOLI = 2
 # Some lie over or under their neighbours, and keep only this share of the usual distance.
 SHARE_OVERLAPPING = 0.22

@@ -203,7 +203,7 @@ def _paint_cytoplasm(
     flat = eosin.ravel()
     flat[where] += share * (of_cell(tissue.cells.eosin) * pattern - flat[where])
     # Growing cells are full of RNA.
-    basophilia = of_type("basophilia") * (0.5 + of_cell(tissue.cells.state))
+    basophilia = of_type("basophilia") * (0.25 + 1.5 * of_cell(tissue.cells.state))
     haem.ravel()[where] += basophilia * np.exp(-((d / 3.5) ** 2)) * pattern
 
 
