@@ -48,7 +48,14 @@ class TiffLevel:
         key = series.keyframe
         self._path, self._level, self._key = path, level, key
         self._blank, self._white = blank, white
-        self._pages = list(series.pages)
+        self._pages = [page for page in series.pages if page is not None]
+        if len(self._pages) < len(series.pages):
+            raise BadInput(
+                f"{path}, level {level}",
+                expected=f"{len(series.pages)} planes, in this file or in those beside it",
+                found=f"{len(self._pages)}",
+                remedy="copy all files of the picture into one folder",
+            )
         self._file = key.parent.filehandle
         self._planar = key.planarconfig == 2 and key.samplesperpixel > 1
         self._planes = key.samplesperpixel if self._planar else 1
