@@ -77,4 +77,5 @@ def _slide(path: Path) -> dict[str, Any]:
             "levels": [(*level.size_px, level.downsample) for level in slide.levels],
             "channels": slide.n_channels,
             "dtype": str(slide.dtype),
+            "notes": slide.notes,
         }

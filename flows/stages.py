@@ -30,7 +30,7 @@ from shards.schema import Panel
 log = logging.getLogger("cellpair")
 
 Stage = Literal["registration", "nuclei", "cells", "patches", "shards"]
-REGISTRATION_VERSION = 1
+REGISTRATION_VERSION = 2
 
 
 class Call(Protocol):
