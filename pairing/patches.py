@@ -93,11 +93,15 @@ def plan_blocks(
 ) -> list[PatchBlock]:
     """Blocks that hold every centre on the slide once, each with the halo that its patches need.
 
-    Cores are whole tiles; blocks without cells are left out. Of `damage`, known of the slide, each
-    block gets what lies in its box.
+    Cores are whole tiles or strips; blocks without cells are left out. Of `damage`, known of the
+    slide, each block gets what lies in its box.
     """
     halo = int(np.ceil(_reach_px(slide, spec)))
-    core = np.array([max(t, BLOCK_PX // t * t) for t in slide.tile_px])
+    tile_w, tile_h = slide.tile_px
+    core_w = max(tile_w, BLOCK_PX // tile_w * tile_w)
+    # Strips are as wide as the slide: fewer of their rows are held at once.
+    rows_at_once = min(BLOCK_PX, 4 * BLOCK_PX**2 // core_w)
+    core = np.array([core_w, max(tile_h, rows_at_once // tile_h * tile_h)])
     on_slide = ((centres_px >= 0) & (centres_px < slide.size_px)).all(axis=1)
     rows = np.flatnonzero(on_slide)
     column, line = (centres_px[rows] // core).astype(np.int64).T

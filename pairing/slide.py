@@ -46,8 +46,10 @@ def open_slide(path: Path, *, mpp: float | None = None) -> Iterator[Slide]:
     path = Path(path)
     _check_exists(path)
     with _open_sources(path, want_mpp=mpp is None) as (sources, found):
-        file = path.stat()
-        foreign = _foreign_levels(path.absolute(), file.st_size, file.st_mtime_ns)
+        foreign = {}
+        if len(sources) > 1:
+            file = path.stat()
+            foreign = _foreign_levels(path.absolute(), file.st_size, file.st_mtime_ns)
         yield Slide(path, _checked_mpp(path, mpp, found), sources, foreign=foreign)
 
 

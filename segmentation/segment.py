@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,8 @@ __all__ = [
     "weights_digest",
     "write_nuclei",
 ]
+
+log = logging.getLogger("cellpair")
 
 STAGE_VERSION = 2
 NUCLEI_FILE = "nuclei.parquet"
@@ -68,12 +71,15 @@ def segment_block(
     """The index of a block and the nuclei that it owns. Pure: path and block in, table out.
 
     `slide_mpp` overrules the slide's own pixel size. Where the slide is damaged it is read as
-    glass, which holds no nuclei. Raises BadInput as `open_slide` and `load_model`.
+    glass, which holds no nuclei, and a warning is logged. Raises BadInput as `open_slide` and
+    `load_model`.
     """
     network = load_model(model, device)
     with open_slide(slide_path, mpp=slide_mpp) as opened:
-        slide, _ = opened.tolerant()
+        slide, damage = opened.tolerant()
         rgb = slide.read_at(block.read, network.mpp)
+        for kind, box in sorted({(d.kind, d.box) for d in damage}):
+            log.warning("%s: %s at %s px, where no nuclei are looked for", slide_path, kind, box)
         labels, logit = network.find(rgb)
         return block.index, nuclei_table(labels, logit, block, network.mpp, slide.mpp)
 

@@ -188,3 +188,25 @@ def test_an_he_has_three_channels(image: Any, tmp_path: Path) -> None:
         written(tmp_path / "patches", path, np.array([[128.0, 128.0]]))
     with open_slide(path) as slide:
         assert slide.mpp == MPP
+
+
+def test_strips_as_wide_as_the_slide_are_cut_fewer_rows_at_a_time(tmp_path: Path) -> None:
+    image = tissue(2600, 200).repeat(75, axis=1)
+    path = ome(tmp_path / "he.ome.tif", image, "YXS", photometric="rgb", rowsperstrip=100)
+    centres_px = np.random.default_rng(0).uniform((40, 40), (14960, 2560), (300, 2))
+    blocks: list[PatchBlock] = []
+
+    def watched(
+        cut: Callable[[PatchBlock], CutBlock], planned: Iterable[PatchBlock]
+    ) -> list[CutBlock]:
+        blocks.extend(planned)
+        return [cut(block) for block in blocks]
+
+    assert written(tmp_path / "patches", path, centres_px, watched)["n_cut"] == 300
+    assert sum(len(b.rows) for b in blocks) == 300
+    # 4 x 2048 x 2048 px are 1118 rows of 15,000: eleven strips, and the reach of a patch around.
+    assert [(b.box[1] + 34, b.box[3] - 34) for b in blocks] == [
+        (0, 1100),
+        (1100, 2200),
+        (2200, 3300),
+    ]
