@@ -68,7 +68,7 @@ preset = "small"
 data = "curated/dataset.json"
 
 [optim]
-steps = 1500
+steps = 900
 
 [run]
 out = "model"
