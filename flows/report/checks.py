@@ -44,6 +44,12 @@ def run_checks(
             "few: only cells at the border",
             "none",
         ),
+        Check(
+            "Patches over damaged places of the file",
+            _share(patches_summary["n_on_damaged_tile"], patches_summary["n_cut"]),
+            "0",
+            "look" if patches_summary["n_on_damaged_tile"] else "good",
+        ),
         *_donor_checks(totals),
         Check(
             "Cells kept",

@@ -140,6 +140,8 @@ def test_they_are_left_out_by_default_and_the_page_says_where(
     section = page[page.index('<section id="damage">') :]
     section = section[: section.index("</section>")]
     assert f"{len(expected)} of 300 patches lie over damaged places" in section
+    minute = page[page.index("Patches over damaged places of the file") :]
+    assert f"<td>{len(expected)} of 300 (" in minute[: minute.index("</tr>")]
     for words in ("does not decode", "black", "stands at two places"):
         assert words in section
     for (x0, *_), _ in told:
