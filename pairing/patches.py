@@ -19,6 +19,7 @@ from PIL import Image
 from pairing.geometry import Box, Points
 from pairing.slide import Damage, Slide
 from pairing.slide_damage import merged
+from pairing.slide_image import FILTER_REACH
 from pairing.xenium import open_xenium
 from shards.errors import BadInput
 from shards.schema import PatchSpec, Record
@@ -30,9 +31,6 @@ STAGE_VERSION = 2
 # Side of a block's core in level-0 pixels: whole tiles of the slide, about this size, so that a
 # tile is decoded for one core and at most for its neighbours' halos.
 BLOCK_PX = 2048
-
-# Pillow's cubic reaches two pixels of the coarser of the two grids to each side.
-_FILTER_REACH = 2
 
 # The two ends of the grey scale of a DAPI patch, as percentiles of what the run imaged.
 DAPI_PERCENTILES = (1.0, 99.8)
@@ -231,7 +229,7 @@ class PatchReader:
 def _reach_px(slide: Slide, spec: PatchSpec) -> float:
     """How far from its centre a patch sees: half its side, and what the cubic filter adds."""
     side_px = spec.fov_um / slide.mpp
-    return side_px / 2 + _FILTER_REACH * max(1.0, side_px / spec.size_px)
+    return side_px / 2 + FILTER_REACH * max(1.0, side_px / spec.size_px)
 
 
 def _clipped(block: PatchBlock, reach_px: float) -> Box:

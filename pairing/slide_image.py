@@ -20,7 +20,7 @@ from pairing.slide_sources import Pixels, Source
 from shards.errors import BadInput
 
 # Pillow's cubic (a = -0.5) reaches two pixels of the coarser of the two grids to each side.
-_FILTER, _FILTER_REACH = Image.Resampling.BICUBIC, 2
+_FILTER, FILTER_REACH = Image.Resampling.BICUBIC, 2
 # `read_at` holds no more source pixels than this at once (50 MB of RGB).
 _MAX_SOURCE_PX = 4096 * 4096
 # Glass: no channel absorbs more than this optical density (about 203 of 255).
@@ -186,7 +186,7 @@ class Slide:
         if abs(step - 1) < 1e-9:
             return self.read(box, level)
         x0, y0, x1, y1 = box
-        margin = _FILTER_REACH * max(step, 1.0)
+        margin = FILTER_REACH * max(step, 1.0)
         source = (
             math.floor(x0 * step - margin),
             math.floor(y0 * step - margin),

@@ -19,7 +19,7 @@ from pairing.simulate.bodies import Bodies, draw_bodies, nearest
 from pairing.simulate.bundle import STAINS
 from pairing.simulate.camera import photograph
 from pairing.simulate.mapping import MapBlocks
-from pairing.simulate.molecules import CellStates, TissueBlock, draw_block
+from pairing.simulate.molecules import QV_MIN, CellStates, TissueBlock, draw_block
 from pairing.simulate.panel import Feature
 from pairing.simulate.polygons import mask_outline
 from pairing.simulate.render import DAPI_FOCUS_DEPTH, layers_on, rows_near
@@ -34,12 +34,11 @@ I64 = npt.NDArray[np.int64]
 
 BLOCK_PX = 2048  # a field of view: what is imaged and decoded at once
 _CHUNK_PX = 1024
-# A cell reaches 17 µm from its middle, and what diffuses from it 10 µm further; 5 µm more decide
-# whose a pixel is.
+# Cells reach up to 29 µm from the middle of their first nucleus (long nuclei, second ones, and 5 µm
+# around), what diffuses from them 10 µm further, and 5 µm more decide whose a pixel is.
 _HALO_PX = round(44.0 / PIXEL_UM)
-_QV_MIN = 20.0
 _OTHER_DEPTH = 313  # steps in the noise that chromatin is made of
-_MORPHOLOGY = SlideMap(Affine.scale(PIXEL_UM), None, None, 0.0, None, 0.0, None)
+_MORPHOLOGY = SlideMap.flat(Affine.scale(PIXEL_UM))
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +167,7 @@ def _image_block(job: tuple[Scene, int, tuple[int, int]]) -> Imaged:
         scene.plane(str(2 + k))[window] = plane
     drawn, made_by = draw_block(rng, block, scene.states, scene.models, scene.features)
     _write_transcripts(scene.scratch, number, drawn)
-    good = (drawn.qv >= _QV_MIN) & (drawn.cell >= 0)
+    good = (drawn.qv >= QV_MIN) & (drawn.cell >= 0)
     is_gene = np.array([f.kind is None for f in scene.features])
     made = good & (made_by >= 0) & is_gene[drawn.feature]
     owned = set(scene.tissue.cells.instrument_row[block.owned].tolist())

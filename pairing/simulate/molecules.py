@@ -255,10 +255,9 @@ def _to_nucleus_um(nucleus: I32) -> npt.NDArray[np.float32]:
 
 
 def _draw_qv(rng: np.random.Generator, good_share: F64) -> F64:
-    """Phred values in steps of a quarter: most good ones are exactly 40, many bad ones 0.
+    """Phred values in steps of a quarter: most good ones are exactly 40, bad ones around 14.
 
-    The bad ones are as in a real bundle (Prime 5K, mouse ileum): 39 % at 0, the others 4.7 on
-    average. It has nothing between 20 and 40; other runs have.
+    As in real runs of prostate and mouse brain (docs/calibration.md).
     """
     n = len(good_share)
     good = rng.random(n) < good_share

@@ -106,6 +106,11 @@ class SlideMap:
     hole: tuple[float, float, float] | None  # centre and radius of the missing piece
 
     @classmethod
+    def flat(cls, um_from_px: Affine) -> SlideMap:
+        """Nothing but an affine."""
+        return cls(um_from_px, None, None, 0.0, None, 0.0, None)
+
+    @classmethod
     def draw(
         cls,
         rng: np.random.Generator,
@@ -143,9 +148,7 @@ class SlideMap:
         if self.warp is not None:
             p = self.warp.stretch(p)
         if self.tear is not None:
-            a, b = self.tear.local(p[:, 0], p[:, 1])
-            opened = np.where(b > 0, self._opening(a) * np.exp(-b / self._tear_reach), 0.0)
-            p = np.stack(self.tear.shifted(p[:, 0], p[:, 1], opened), axis=1)
+            p = self._torn_apart(self.tear, p)
         if self.fold is not None:
             _, b = self.fold.local(p[:, 0], p[:, 1])
             w = self.fold_um
@@ -162,10 +165,7 @@ class SlideMap:
         if self.tear is not None:
             a, b = self.tear.local(stretched[:, 0], stretched[:, 1])
             torn = (np.abs(b) < _EDGE_UM) & (self._opening(a) > 0)
-            opened = np.where(b > 0, self._opening(a) * np.exp(-b / self._tear_reach), 0.0)
-            stretched = np.stack(
-                self.tear.shifted(stretched[:, 0], stretched[:, 1], opened), axis=1
-            )
+            stretched = self._torn_apart(self.tear, stretched)
         if self.fold is not None:
             _, b = self.fold.local(stretched[:, 0], stretched[:, 1])
             folded = (b > 0) & (b < 3 * self.fold_um)
@@ -191,6 +191,13 @@ class SlideMap:
                 for across in (2 * (w - b), np.full_like(b, 2 * w)):
                     layers.append((*self.fold.shifted(slide_x, slide_y, across), doubled))
         return [self._unwarped(*self._closed(*layer)) for layer in layers]
+
+    def _torn_apart(self, tear: Line, points: Points) -> Points:
+        """Stretched tissue to torn: what lies beyond the tear moves away from it."""
+        x, y = points.T
+        a, b = tear.local(x, y)
+        opened = np.where(b > 0, self._opening(a) * np.exp(-b / self._tear_reach), 0.0)
+        return np.stack(tear.shifted(x, y, opened), axis=1)
 
     def _closed(self, x: F64, y: F64, shown: Mask | None) -> tuple[F64, F64, Mask | None]:
         """Before the tear."""

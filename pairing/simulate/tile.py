@@ -33,6 +33,6 @@ def labelled_tile(
     c, s = mpp * np.cos(turn), mpp * np.sin(turn)
     centre = field_um / 2 - np.array([[c, -s], [s, c]]) @ [size_px / 2, size_px / 2]
     um_from_px = Affine.similarity(mpp, turn, (float(centre[0]), float(centre[1])))
-    lying = SlideMap(um_from_px, None, None, 0.0, None, 0.0, None)
+    lying = SlideMap.flat(um_from_px)
     mounted = Mounted.of(tissue, lying)
     return paint_he([mounted], stain, (0, 0, size_px, size_px), (seed, 17))
