@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
@@ -11,11 +10,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from flows.split import SplitSection, split_of
 from pairing.annotations import CSV_SUFFIX, GEOJSON_SUFFIXES
 from pairing.cells import CellsOptions
 from pairing.pack import Filters
 from shards.errors import BadInput, BadInputs, not_there_yet
-from shards.schema import SPLITS, PatchSpec, Record, RunId, Split
+from shards.schema import PatchSpec, Record, RunId
+
+__all__ = ["CurateConfig", "RunConfig", "SplitSection", "read_curate_config", "split_of"]
 
 # Options of the interface that arrive with a later version: refused with words, never half done.
 # A value that asks for nothing is accepted.
@@ -32,8 +34,6 @@ _LATER: dict[str, tuple[tuple[Any, ...], str, str]] = {
     ),
     "cells.unit": (("xenium",), "any unit but the instrument's cells", 'set unit = "xenium"'),
     "split.hold_out": (((), []), "hold-out lists", "name the donors in split.assign"),
-    "split.withdraw": (((), []), "withdrawal of donors", "remove their [[runs]]"),
-    "split.aliases": (({},), "donor aliases", "give both runs the same donor"),
 }
 # Keys of a run that name files or folders.
 RUN_FILES = ("xenium", "slide", "alignment", "donors", "labels")
@@ -63,27 +63,6 @@ class RegistrationSection(Record):
 
     refine: Literal[False] = False
     accept: tuple[Literal["pass", "doubtful", "fail"], ...] = ("pass", "doubtful")
-
-
-class SplitSection(Record):
-    """`[split]`: a stable hash of the donor decides, unless `assign` names its split."""
-
-    by: Literal["donor"] = "donor"
-    fractions: dict[Split, Annotated[float, Field(ge=0, le=1)]] = {
-        "train": 0.8,
-        "val": 0.1,
-        "test": 0.1,
-    }
-    assign: dict[str, Split] = {}
-    hold_out: tuple[str, ...] = ()
-    withdraw: tuple[str, ...] = ()
-    aliases: dict[str, tuple[str, ...]] = {}
-
-    @model_validator(mode="after")
-    def _fractions_add_up(self) -> SplitSection:
-        if abs(sum(self.fractions.values()) - 1) > 1e-9:
-            raise ValueError(f"fractions add up to {sum(self.fractions.values())}, not to 1")
-        return self
 
 
 class RunConfig(Record):
@@ -155,6 +134,13 @@ class CurateConfig(Record):
     split: SplitSection = SplitSection()
     runs: tuple[RunConfig, ...]
 
+    @property
+    def active_runs(self) -> tuple[RunConfig, ...]:
+        """The runs but those whose one donor is withdrawn; in the order of the config."""
+        return tuple(
+            run for run in self.runs if run.donor is None or not self.split.is_withdrawn(run.donor)
+        )
+
     @model_validator(mode="after")
     def _runs_with_ids_of_their_own(self) -> CurateConfig:
         if not self.runs:
@@ -162,6 +148,8 @@ class CurateConfig(Record):
         twice = [i for i, n in Counter(r.id for r in self.runs).items() if n > 1]
         if twice:
             raise ValueError(f"run ids are used twice: {', '.join(twice)}")
+        if not self.active_runs:
+            raise ValueError("split.withdraw leaves no run: name fewer donors, or `cellpair clean`")
         return self
 
 
@@ -290,16 +278,3 @@ def _missing_inputs(path: Path, config: CurateConfig) -> list[BadInput]:
                     )
                 )
     return faults
-
-
-def split_of(donor: str, split: SplitSection) -> Split:
-    """The split of a donor: by name, else by a hash of the donor that no other donor moves."""
-    if donor in split.assign:
-        return split.assign[donor]
-    point = int.from_bytes(hashlib.sha256(donor.encode()).digest()[:8], "big") / 2**64
-    upper = 0.0
-    for name in SPLITS:
-        upper += split.fractions.get(name, 0.0)
-        if point < upper:
-            return name
-    return SPLITS[-1]

@@ -28,6 +28,7 @@ from shards.schema import (
     Manifest,
     Panel,
     ShardInfo,
+    Split,
     sample_key,
 )
 from shards.write import MANIFEST_FILE
@@ -80,11 +81,19 @@ def validate(path: Path) -> list[str]:
 
 
 def _composition_faults(dataset: Dataset, root: Path) -> Iterator[str]:
-    rebuilt = Dataset.of(dataset.name, dataset.runs, dataset.panels, dataset.donors, dataset.shards)
+    rebuilt = Dataset.of(
+        dataset.name,
+        dataset.runs,
+        dataset.panels,
+        dataset.donors,
+        dataset.shards,
+        dataset.aliases,
+    )
     if rebuilt.fingerprint != dataset.fingerprint:
         yield f"dataset: its content hashes to {rebuilt.fingerprint}, not {dataset.fingerprint}"
     if rebuilt.totals != dataset.totals:
         yield f"dataset: totals are {dataset.totals}, but the runs add up to {rebuilt.totals}"
+    yield from _straddling_donors(dataset)
     listed = Counter(name for names in dataset.shards.values() for name in names)
     yield from (f"{name}: listed in {n} places" for name, n in listed.items() if n > 1)
     expected = set()
@@ -105,6 +114,17 @@ def _composition_faults(dataset: Dataset, root: Path) -> Iterator[str]:
     runs_species = {r.species for r in dataset.runs}
     if not runs_species <= species:
         yield f"dataset: runs of {sorted(runs_species)}, panels of {sorted(species)}"
+
+
+def _straddling_donors(dataset: Dataset) -> Iterator[str]:
+    """Names of one person in several splits."""
+    splits_of: dict[str, dict[str, Split]] = {}
+    for donor, split in dataset.donors.items():
+        splits_of.setdefault(dataset.aliases.get(donor, donor), {})[donor] = split
+    for canonical, splits in splits_of.items():
+        if len(set(splits.values())) > 1:
+            told = ", ".join(f"{donor!r} in {split}" for donor, split in sorted(splits.items()))
+            yield f"dataset: donor {canonical!r} straddles splits: {told}"
 
 
 def _run_faults(root: Path, run: DatasetRun, manifest: Manifest) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """The sample, the panel, the manifest, the dataset: what is on disk, versioned and validated.
 
 Nothing here opens a file. JSON records are pydantic models, the index table beside each tar is an
-Arrow schema, and a change to either is a new `SCHEMA_VERSION` with a note in CHANGELOG.md.
+Arrow schema, and a change to either is a new version of that record with a note in CHANGELOG.md.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 SCHEMA_VERSION: Final = 1
+DATASET_SCHEMA_VERSION: Final = 2  # 2: aliases; a dataset of version 1 has none, and is still read
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -172,14 +173,19 @@ class DatasetRun(Record):
 
 
 class Dataset(Record):
-    """`datasets/<fingerprint>.json`: a composition of per-run shard sets; immutable."""
+    """`datasets/<fingerprint>.json`: a composition of per-run shard sets; immutable.
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    `aliases` names, for each donor that the shards write by another name, the canonical one: donors
+    of one canonical name are one person, and in one split.
+    """
+
+    schema_version: Literal[1, 2] = DATASET_SCHEMA_VERSION
     fingerprint: str
     name: str
     runs: tuple[DatasetRun, ...]
     panels: dict[str, str]  # panel_id -> path relative to the dataset root
-    donors: dict[str, Split]
+    donors: dict[str, Split]  # as the shards write them
+    aliases: dict[str, str] = {}  # donor as written -> canonical, where they differ
     shards: dict[Split, tuple[str, ...]]  # paths without suffix, relative to the dataset root
     totals: Totals
 
@@ -191,6 +197,7 @@ class Dataset(Record):
         panels: dict[str, str],
         donors: dict[str, Split],
         shards: dict[Split, tuple[str, ...]],
+        aliases: dict[str, str] | None = None,
     ) -> Dataset:
         runs = tuple(runs)
         totals = sum((r.totals for r in runs), Totals(seen=0, kept=0, dropped={}))
@@ -199,6 +206,7 @@ class Dataset(Record):
             "runs": [r.model_dump() for r in runs],
             "donors": donors,
             "shards": {k: list(v) for k, v in shards.items()},
+            **({"aliases": aliases} if aliases else {}),
         }
         return cls(
             fingerprint=digest(body),
@@ -206,9 +214,20 @@ class Dataset(Record):
             runs=runs,
             panels=panels,
             donors=donors,
+            aliases=aliases or {},
             shards=shards,
             totals=totals,
         )
+
+    @model_validator(mode="after")
+    def _aliases_are_of_its_donors(self) -> Dataset:
+        strangers = sorted(self.aliases.keys() - self.donors.keys())
+        chained = sorted(self.aliases.keys() & set(self.aliases.values()))
+        if strangers or chained or (self.aliases and self.schema_version == 1):
+            raise ValueError(
+                f"aliases {self.aliases} are not names of its donors, each with a canonical one"
+            )
+        return self
 
 
 class DatasetPointer(Record):

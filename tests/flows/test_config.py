@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from flows.config import SplitSection, read_curate_config, split_of
+from flows.config import read_curate_config
 from shards.errors import BadInputs
-from shards.schema import SPLITS
 
 
 def write(folder: Path, text: str) -> Path:
@@ -158,15 +155,21 @@ def test_a_file_that_is_no_toml(tmp_path: Path) -> None:
     assert "readable TOML" in str(faults(write(tmp_path, "name = ")))
 
 
-@given(st.text(min_size=1), st.sampled_from(SPLITS))
-def test_a_donor_goes_where_it_is_assigned(donor: str, split: str) -> None:
-    assert split_of(donor, SplitSection.model_validate({"assign": {donor: split}})) == split
+SECOND_RUN = RUN.replace('id = "a"', 'id = "b"').replace("D1", "D2")
 
 
-def test_fractions_hold_over_many_donors_and_adding_one_moves_none() -> None:
-    section = SplitSection()
-    splits = [split_of(f"donor {i}", section) for i in range(4000)]
-    assert abs(splits.count("train") / 4000 - 0.8) < 0.02
-    assert abs(splits.count("val") / 4000 - 0.1) < 0.02
-    all_test = SplitSection(fractions={"train": 0.0, "val": 0.0, "test": 1.0})
-    assert {split_of(f"donor {i}", all_test) for i in range(50)} == {"test"}
+def test_runs_of_withdrawn_donors_are_not_active(tmp_path: Path) -> None:
+    split = """[split]
+withdraw = ["other name"]
+aliases = { D1 = ["other name"] }
+"""
+    path = write(tmp_path, f'name = "n"\nout = "o"\n{split}{RUN}{SECOND_RUN}')
+    config = read_curate_config(path)
+    assert [run.id for run in config.runs] == ["a", "b"]
+    assert [run.id for run in config.active_runs] == ["b"]
+
+
+def test_when_all_donors_are_withdrawn_there_is_nothing_to_do(tmp_path: Path) -> None:
+    split = '[split]\nwithdraw = ["D1", "D2"]\n'
+    path = write(tmp_path, f'name = "n"\nout = "o"\n{split}{RUN}{SECOND_RUN}')
+    assert "split.withdraw leaves no run" in str(faults(path))

@@ -7,9 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from shards.check import describe, validate
+from shards.dataset import publish_dataset, read_dataset
 from shards.errors import BadInput
+from shards.schema import Dataset
 from tests.shards.tiny import write_tiny_dataset
 
 
@@ -52,7 +55,7 @@ def edit_the_dataset(root: Path, change: Callable[[dict[str, object]], None]) ->
     path = root / pointer["dataset"]
     dataset = json.loads(path.read_text())
     change(dataset)
-    path.write_text(json.dumps(dataset))
+    path.write_text(json.dumps(dataset, indent=1, ensure_ascii=False))
 
 
 def move_a_donor_to_another_split(root: Path) -> None:
@@ -100,3 +103,35 @@ def test_totals_that_do_not_add_up_are_refused(tmp_path: Path) -> None:
     manifest = sorted(tmp_path.glob("runs/*/shards/*/manifest.json"))[0]
     manifest.write_text(manifest.read_text().replace('"seen": 51', '"seen": 52'))
     assert any("52 cells seen" in fault for fault in validate(tmp_path))
+
+
+def test_a_person_in_two_splits_is_found(tmp_path: Path) -> None:
+    write_tiny_dataset(tmp_path, {"D1": "train", "D2": "train", "D3": "test"})
+    old, _ = read_dataset(tmp_path)
+    for donors, straddles in ((["D1", "D2"], False), (["D2", "D3"], True)):
+        aliases = {donors[0]: "P", donors[1]: "P"}
+        new = Dataset.of(old.name, old.runs, old.panels, old.donors, old.shards, aliases)
+        assert new.fingerprint != old.fingerprint
+        publish_dataset(tmp_path, new)
+        found = [fault for fault in validate(tmp_path) if "'P' straddles splits" in fault]
+        assert bool(found) == straddles
+
+
+def test_a_dataset_of_the_first_version_is_still_read(tmp_path: Path) -> None:
+    write_tiny_dataset(tmp_path)
+
+    def to_version_1(dataset: dict[str, object]) -> None:
+        dataset["schema_version"] = 1
+        del dataset["aliases"]
+
+    edit_the_dataset(tmp_path, to_version_1)
+    dataset, _ = read_dataset(tmp_path)
+    assert dataset.aliases == {}
+    assert validate(tmp_path) == []
+
+
+@pytest.mark.parametrize("aliases", [{"D9": "P"}, {"D1": "D2", "D2": "D3"}])
+def test_aliases_are_names_of_the_datasets_donors(tmp_path: Path, aliases: dict[str, str]) -> None:
+    old, _ = read_dataset(write_tiny_dataset(tmp_path))
+    with pytest.raises(ValidationError, match="not names of its donors"):
+        Dataset.of(old.name, old.runs, old.panels, old.donors, old.shards, aliases)
