@@ -1,0 +1,1 @@
+"""Kill it anywhere, run it twice, fill its disk: what must hold then, shown on the command line."""
