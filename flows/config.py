@@ -3,41 +3,45 @@
 from __future__ import annotations
 
 import tomllib
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
-from flows.split import SplitSection, split_of
-from pairing.annotations import CSV_SUFFIX, GEOJSON_SUFFIXES
+from flows.config_faults import (
+    RUN_FILES,
+    faults_of_records,
+    missing_inputs,
+    refused,
+    run_faults,
+    runs_faults,
+    tables_of,
+)
+from flows.split import Donor, SplitSection, split_of, tell_together
 from pairing.cells import CellsOptions
 from pairing.pack import Filters
-from shards.errors import BadInput, BadInputs, not_there_yet
+from shards.errors import BadInput, BadInputs
 from shards.schema import PatchSpec, Record, RunId
 
-__all__ = ["CurateConfig", "RunConfig", "SplitSection", "read_curate_config", "split_of"]
+__all__ = [
+    "RUN_FILES",
+    "CurateConfig",
+    "RunConfig",
+    "SplitSection",
+    "read_curate_config",
+    "split_of",
+]
 
-# Options of the interface that arrive with a later version: refused with words, never half done.
-# A value that asks for nothing is accepted.
-_LATER: dict[str, tuple[tuple[Any, ...], str, str]] = {
-    "registration.refine": (
-        (False,),
-        "refinement of a given alignment",
-        "leave it out, or set refine = false: the alignment is taken as it is",
-    ),
-    "registration.max_median_error_um": (
-        (),
-        "a measured registration error",
-        "leave it out: a given alignment is judged by its gates alone",
-    ),
-    "cells.unit": (("xenium",), "any unit but the instrument's cells", 'set unit = "xenium"'),
-    "split.hold_out": (((), []), "hold-out lists", "name the donors in split.assign"),
-}
-# Keys of a run that name files or folders.
-RUN_FILES = ("xenium", "slide", "alignment", "donors", "labels")
-_LATER_FLAGS = ("blurred", "pen", "fold", "torn")
+
+# Pages and logs of the whole lie beside those of the runs.
+_RESERVED = ("index", "curate")
+
+
+def _not_reserved(run: str) -> str:
+    if run.lower() in _RESERVED:
+        raise PydanticCustomError("reserved", f"an id other than {' and '.join(_RESERVED)}")
+    return run
 
 
 class PatchConfig(Record):
@@ -73,9 +77,10 @@ class RunConfig(Record):
     and donor. `labels` is a csv with the columns cell_id and label (or group).
     """
 
-    id: RunId
+    # It names files, with a slug of the donor: 255 bytes are the most that a file's name can have.
+    id: Annotated[RunId, Field(max_length=100), AfterValidator(_not_reserved)]
     xenium: Path
-    donor: Annotated[str, Field(min_length=1)] | None = None
+    donor: Donor | None = None
     donors: Path | None = None
     labels: Path | None = None
     source_id: str | None = None
@@ -88,37 +93,8 @@ class RunConfig(Record):
 
     @model_validator(mode="after")
     def _goes_together(self) -> RunConfig:
-        faults = [*self._image_faults(), *self._annotation_faults()]
-        if faults:
-            raise ValueError("; ".join(faults))
+        tell_together(run_faults(self.model_dump()))
         return self
-
-    def _image_faults(self) -> Iterator[str]:
-        if (self.slide is None) == (self.image is None):
-            yield 'give either slide = "…" or image = "morphology"'
-        elif self.slide is not None and self.alignment is None:
-            yield (
-                "alignment is missing: give the 10x matrix csv or the keypoints csv that Xenium "
-                "Explorer exports for this slide"
-            )
-        elif self.slide is None and (self.alignment is not None or self.mpp is not None):
-            yield 'image = "morphology" needs neither alignment nor mpp'
-
-    def _annotation_faults(self) -> Iterator[str]:
-        if (self.donor is None) == (self.donors is None):
-            yield (
-                'give either donor = "…" or, for a run with several, donors = "….geojson" or '
-                'donors = "….csv"'
-            )
-        files = (*GEOJSON_SUFFIXES, CSV_SUFFIX)
-        if self.donor is not None and self.donor.lower().endswith(files):
-            yield f"donor = {self.donor!r} is the name of a file: write donors for several donors"
-        for key, path, suffixes in (
-            ("donors", self.donors, files),
-            ("labels", self.labels, (CSV_SUFFIX,)),
-        ):
-            if path is not None and path.suffix.lower() not in suffixes:
-                yield f"{key} = {path.name!r} does not end in {' or '.join(suffixes)}"
 
 
 class CurateConfig(Record):
@@ -142,15 +118,23 @@ class CurateConfig(Record):
         )
 
     @model_validator(mode="after")
-    def _runs_with_ids_of_their_own(self) -> CurateConfig:
-        if not self.runs:
-            raise ValueError("there is no [[runs]]")
-        twice = [i for i, n in Counter(r.id for r in self.runs).items() if n > 1]
-        if twice:
-            raise ValueError(f"run ids are used twice: {', '.join(twice)}")
-        if not self.active_runs:
-            raise ValueError("split.withdraw leaves no run: name fewer donors, or `cellpair clean`")
+    def _goes_together(self) -> CurateConfig:
+        runs = [run.model_dump() for run in self.runs]
+        tell_together(runs_faults(runs, self.out, self.split.model_dump()))
         return self
+
+
+# The known keys of each section, for the one that a misspelt key is nearest to.
+_SECTIONS: dict[str, type[Record]] = {
+    "": CurateConfig,
+    "patch": PatchConfig,
+    "cells": CellsOptions,
+    "segmentation": SegmentationSection,
+    "registration": RegistrationSection,
+    "filters": Filters,
+    "split": SplitSection,
+    "runs": RunConfig,
+}
 
 
 def read_curate_config(path: Path) -> CurateConfig:
@@ -160,67 +144,39 @@ def read_curate_config(path: Path) -> CurateConfig:
     options that are not there yet, inputs that do not exist.
     """
     path = path.resolve()
+    raw = _read_toml(path)
+    faults = list(refused(path, raw))
+    _resolve_paths(raw, path.parent)
+    config = None
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        config = CurateConfig.model_validate(raw)
+    except ValidationError as error:
+        keys = {section: record.model_fields for section, record in _SECTIONS.items()}
+        faults += faults_of_records(path, error, raw, keys)
+    faults += missing_inputs(path, raw)
+    if config is None or faults:
+        # The first fault of a key is the one that explains it.
+        first = {fault.where: fault for fault in reversed(faults)}
+        raise BadInputs([fault for fault in faults if first[fault.where] is fault])
+    return config
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        # Some editors put a byte-order mark before the text.
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        found = error.strerror if isinstance(error, OSError) else error
         raise BadInputs(
             [
                 BadInput(
                     path,
                     expected="a readable TOML file",
-                    found=str(error),
+                    found=str(found),
                     remedy="see interface of `cellpair curate` in the README for an example",
                 )
             ]
         ) from error
-    faults = _refused(path, raw)
-    _resolve_paths(raw, path.parent)
-    try:
-        config = CurateConfig.model_validate(raw)
-    except ValidationError as error:
-        refused = {f.where for f in faults}
-        faults += [f for f in _faults_of(path, error) if f.where not in refused]
-        raise BadInputs(faults) from error
-    refused = {f.where for f in faults}
-    faults += [f for f in _missing_inputs(path, config) if f.where not in refused]
-    if faults:
-        raise BadInputs(faults)
-    return config
-
-
-def _at(path: Path, *keys: object) -> str:
-    return f"{path}: " + ".".join(str(k) for k in keys)
-
-
-def _refused(path: Path, raw: dict[str, Any]) -> list[BadInput]:
-    faults = []
-    for dotted, (accepted, what, instead) in _LATER.items():
-        section, key = dotted.split(".")
-        table = raw.get(section)
-        if isinstance(table, dict) and key in table and table[key] not in accepted:
-            faults.append(not_there_yet(_at(path, dotted), what, instead))
-    filters = raw.get("filters")
-    flags = filters.get("drop_flags", ()) if isinstance(filters, dict) else ()
-    for flag in flags if isinstance(flags, list) else ():
-        if flag in _LATER_FLAGS:
-            where = _at(path, "filters.drop_flags", flags.index(flag))
-            faults.append(
-                not_there_yet(where, f"the flag {flag!r}", 'name "damaged_tile" or "edge"')
-            )
-    runs = raw.get("runs")
-    for i, run in enumerate(runs if isinstance(runs, list) else ()):
-        if not isinstance(run, dict):
-            continue
-        if run.get("alignment") == "auto":
-            faults.append(
-                not_there_yet(
-                    _at(path, "runs", i, "alignment"),
-                    "automatic registration",
-                    "give the 10x matrix csv (<sample>_he_imagealignment.csv) or the keypoints csv "
-                    "that Xenium Explorer exports for this slide",
-                )
-            )
-    return faults
 
 
 def _resolve_paths(raw: dict[str, Any], folder: Path) -> None:
@@ -232,49 +188,7 @@ def _resolve_paths(raw: dict[str, Any], folder: Path) -> None:
     segmentation = raw.get("segmentation")
     if isinstance(segmentation, dict) and "/" in str(segmentation.get("model", "")):
         resolve(segmentation, "model")
-    runs = raw.get("runs")
-    for run in runs if isinstance(runs, list) else ():
-        if isinstance(run, dict):
-            for key in RUN_FILES:
-                if not (key == "alignment" and run.get(key) == "auto"):
-                    resolve(run, key)
-
-
-def _faults_of(path: Path, error: ValidationError) -> list[BadInput]:
-    faults = []
-    for fault in error.errors():
-        if fault["type"] == "extra_forbidden":
-            words = ("a key of the interface", "an unknown key", "remove it or mend its spelling")
-        elif fault["type"] == "missing":
-            words = ("a value, since nothing can stand for it", "no such key", "give it")
-        elif fault["type"] == "value_error":
-            # Raised by our own validators: the message says what is wrong with several keys.
-            found = fault["msg"].removeprefix("Value error, ")
-            words = ("keys that go together", found, "mend them")
-        else:
-            words = (fault["msg"], _short(fault["input"]), "mend the value")
-        where = _at(path, *fault["loc"]) if fault["loc"] else str(path)
-        faults.append(BadInput(where, expected=words[0], found=words[1], remedy=words[2]))
-    return faults
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 120 else text[:117] + "…"
-
-
-def _missing_inputs(path: Path, config: CurateConfig) -> list[BadInput]:
-    faults = []
-    for i, run in enumerate(config.runs):
+    for _, run in tables_of(raw, "runs"):
         for key in RUN_FILES:
-            given: Path | None = getattr(run, key)
-            if given is not None and not given.exists():
-                faults.append(
-                    BadInput(
-                        _at(path, "runs", i, key),
-                        expected="an existing file or folder",
-                        found=f"nothing at {given}",
-                        remedy="mend the path; relative paths start at the config's folder",
-                    )
-                )
-    return faults
+            if not (key == "alignment" and run.get(key) == "auto"):
+                resolve(run, key)

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from shards.schema import SPLITS, Record, Split
 
-Donor = Annotated[str, Field(min_length=1)]
+
+def _written_one_way(donor: str) -> str:
+    # Names that only look alike would be two donors, and one person in two splits.
+    breaks = {"Cc", "Zl", "Zp"}.intersection(map(unicodedata.category, donor))
+    if breaks or donor != donor.strip():
+        raise PydanticCustomError("donor", "text without line breaks and without spaces around it")
+    return donor
+
+
+Donor = Annotated[str, Field(min_length=1), AfterValidator(_written_one_way)]
 
 
 class SplitSection(Record):
@@ -33,9 +44,7 @@ class SplitSection(Record):
 
     @model_validator(mode="after")
     def _goes_together(self) -> SplitSection:
-        faults = list(split_faults(self.model_dump()))
-        if faults:
-            raise ValueError("; ".join(faults))
+        tell_together(split_faults(self.model_dump()))
         return self
 
     def canonical(self, donor: str) -> str:
@@ -45,6 +54,12 @@ class SplitSection(Record):
     def is_withdrawn(self, donor: str) -> bool:
         """Whether this donor must go, by this or another of its names."""
         return self.canonical(donor) in {self.canonical(name) for name in self.withdraw}
+
+
+def tell_together(faults: Iterable[str]) -> None:
+    """Raise what keys of one table say against each other, for pydantic to collect."""
+    if told := "; ".join(faults):
+        raise PydanticCustomError("keys_together", "{told}", {"told": told})
 
 
 def split_of(donor: str, split: SplitSection) -> Split:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,7 @@ donor = ""
         "split",
         "split.hold_out",
         "runs.1.id",
+        "runs.1.xenium",
         "runs.1.alignment",
         "runs.1.donor",
     }
@@ -153,6 +155,134 @@ def test_run_ids_are_unique(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_toml(tmp_path: Path) -> None:
     assert "readable TOML" in str(faults(write(tmp_path, "name = ")))
+
+
+def test_three_faults_in_three_places(tmp_path: Path) -> None:
+    text = f"""
+name = "n"
+out = "o"
+[patch]
+fov = 56.0
+[split]
+by = "cell"
+fractions = {{ train = 0.5, val = 0.1, test = 0.1 }}
+{RUN.replace('"raw/a"', '"raw/none"')}
+"""
+    found = faults(write(tmp_path, text))
+    assert set(found) == {"patch.fov", "split.by", "split", "runs.0.xenium"}
+    assert "did you mean fov_um?" in found["patch.fov"]
+    assert "add up to 0.7" in found["split"]
+    assert "nothing at" in found["runs.0.xenium"]
+
+
+def test_a_wrong_value_hides_no_fault_of_another_kind(tmp_path: Path) -> None:
+    second = RUN.replace('donor = "D1"', "").replace('slide = "raw/he.ome.tif"', "")
+    text = f"""
+name = "n"
+out = "raw/a/out"
+min_counts = 3
+[split]
+fractions = {{ train = 2.0 }}
+aliases = {{ A = ["B"], B = ["A"] }}
+{RUN}{second}
+"""
+    path = write(tmp_path, text)
+    found = faults(path)
+    assert set(found) == {"min_counts", "split.fractions.train", "split", "runs.1", str(path)}
+    assert "did you mean min_counts of [filters]?" in found["min_counts"]
+    assert "aliases go in a circle" in found["split"]
+    assert "run ids are used twice: a; out lies in the bundle of run a" in found[str(path)]
+    assert "give either slide" in found["runs.1"]
+    assert "give either donor" in found["runs.1"]
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "words"),
+    [
+        ("", 'nam = "n"', "did you mean name?"),
+        ("[cells]", "qv_minimum = 3", "did you mean qv_min?"),
+        ("[filters]", "qv_min = 3", "did you mean qv_min of [cells]?"),
+        ("[split]", 'out = "o"', "did you mean out of the top?"),
+        ("[patch]", "shininess = 3", "remove it, or mend its spelling"),
+        ("[[runs]]", 'slides = "x"', "did you mean slide?"),
+    ],
+)
+def test_an_unknown_key_is_told_with_the_nearest(
+    tmp_path: Path, section: str, key: str, words: str
+) -> None:
+    head = 'name = "n"\nout = "o"\n'
+    parts = [head, RUN, section, key] if section else [key, head, RUN]
+    path = write(tmp_path, "\n".join(parts))
+    assert words in str(faults(path))
+
+
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        ("a.b", "letters, digits, _ and - only"),
+        ("../x", "letters, digits, _ and - only"),
+        ("<script>alert(1)</script>", "letters, digits, _ and - only"),
+        ("a\\n", "letters, digits, _ and - only"),
+        ("", "letters, digits, _ and - only"),
+        ("Index", "an id other than index and curate"),
+        ("x" * 101, "at most 100 characters"),
+    ],
+)
+def test_ids_of_runs_that_could_not_name_files(tmp_path: Path, run: str, words: str) -> None:
+    named = RUN.replace('id = "a"', f'id = "{run}"')
+    assert words in faults(write(tmp_path, f'name = "n"\nout = "o"\n{named}'))["runs.0.id"]
+
+
+def test_inputs_of_the_wrong_kind_are_told(tmp_path: Path) -> None:
+    path = write(tmp_path, f'name = "n"\nout = "o"\n[segmentation]\nmodel = "raw/weights"\n{RUN}')
+    raw = tmp_path / "raw"
+    (raw / "he.ome.tif").unlink()
+    (raw / "he.ome.tif").mkdir()
+    (raw / "alignment.csv").unlink()
+    (raw / "alignment.csv").symlink_to(raw / "alignment.csv")
+    (raw / "a").rmdir()
+    os.mkfifo(raw / "a")
+    found = faults(path)
+    assert "a folder: " in found["runs.0.slide"]
+    assert "Too many levels of symbolic links" in found["runs.0.alignment"]
+    assert "neither file nor folder" in found["runs.0.xenium"]
+    assert "nothing at" in found["segmentation.model"]
+
+
+def test_a_path_that_no_file_can_have(tmp_path: Path) -> None:
+    run = RUN.replace("raw/alignment.csv", "raw/\\u0000").replace("raw/he.ome.tif", "x" * 5000)
+    found = faults(write(tmp_path, f'name = "n"\nout = "o"\n{run}'))
+    assert set(found) == {"runs.0.alignment", "runs.0.slide"}
+
+
+def test_inputs_of_withdrawn_donors_may_be_gone(tmp_path: Path) -> None:
+    gone = SECOND_RUN.replace('"raw/a"', '"raw/gone"')
+    path = write(tmp_path, f'name = "n"\nout = "o"\n[split]\nwithdraw = ["D2"]\n{RUN}{gone}')
+    assert [run.id for run in read_curate_config(path).active_runs] == ["a"]
+
+
+def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
+    path = write(tmp_path, f'\ufeffname = "n"\nout = "o"\n{RUN}')
+    assert read_curate_config(path).name == "n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "runs = 3",
+        "runs = [3, []]",
+        "split = 3\npatch = []\nruns = {}",
+        "[split]\nfractions = 1\naliases = { A = 1 }\nassign = []",
+        "[split]\naliases = { A = [1, {}] }\nassign = { A = [] }\nwithdraw = 3",
+        "[[runs]]\nid = []\nxenium = 1\nslide = {}\ndonor = 4\ndonors = []\nlabels = 1.5",
+        "[filters]\ndrop_flags = 3",
+        "[filters]\ndrop_flags = [[], 3]",
+        "[segmentation]\nmodel = 3",
+        "out = 3\nname = []",
+    ],
+)
+def test_values_of_another_kind_are_told(tmp_path: Path, text: str) -> None:
+    assert faults(write(tmp_path, text))
 
 
 SECOND_RUN = RUN.replace('id = "a"', 'id = "b"').replace("D1", "D2")
