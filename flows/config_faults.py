@@ -214,7 +214,7 @@ def _nearest(loc: tuple[int | str, ...], keys: Mapping[str, Iterable[str]]) -> s
     key, section = str(loc[-1]), str(loc[0]) if len(loc) > 1 else ""
     for name in (section, *keys):
         known = list(keys.get(name, ()))
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.75 if name == section else 1.0)
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.6 if name == section else 1.0)
         if near:
             place = "" if name == section else f" of {f'[{name}]' if name else 'the top'}"
             return f"did you mean {near[0]}{place}?"
