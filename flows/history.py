@@ -6,9 +6,9 @@ import errno
 import logging
 import os
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, StringConstraints, ValidationError
 
 from shards.schema import Record
 
@@ -16,6 +16,10 @@ log = logging.getLogger("cellpair")
 
 HISTORY_FILE: Final = "history.jsonl"
 SCHEMA_VERSION: Final = 1
+
+UtcTime = Annotated[
+    str, StringConstraints(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)$")
+]
 
 
 class StageHistory(Record):
@@ -37,7 +41,7 @@ class HistoryEntry(Record):
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
-    started: str
+    started: UtcTime
     seconds: float = Field(ge=0)
     cellpair: str
     dataset: str | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from scipy import sparse
 
 from flows.report import charts
 from flows.report.embed import chart_uri
+from pairing.xenium.features import CATEGORY_NAMES
 from shards.schema import Panel
 
 N_TOP_GENES = 20
@@ -38,6 +40,28 @@ class CellFigures:
     n_matched: int | None
     median_iou: float | None
     median_distance_um: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class CategoryRow:
+    """Good transcripts in cells of one category, by cell and as a share of all such transcripts."""
+
+    name: str
+    n: int
+    per_cell: float
+    share: float
+
+
+def category_rows(by_category: Mapping[str, int], n_cells: int) -> list[CategoryRow]:
+    """Every category, genes first, those without a transcript too; none where none is told.
+
+    `by_category` is of the counts' figures; it is empty where the counts are the bundle's matrix.
+    """
+    total = sum(by_category.values())
+    if not total:
+        return []
+    counted = {**dict.fromkeys(CATEGORY_NAMES, 0), **by_category}
+    return [CategoryRow(name, n, n / n_cells, n / total) for name, n in counted.items()]
 
 
 def by_gene(

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 _SIZE_IN = (4.3, 2.5)
 _COLOURS = ("#2f6f9f", "#c2703d", "#5a8f5a", "#8a6bb0")
 _INK, _FAINT = "#3a4149", "#c9ced4"
+_MAP = "viridis"
 _N_BINS = 40
 # The last bin takes what lies beyond, or one cell of 9,000 counts would squeeze all others.
 _TAIL_PERCENTILE = 99.5
@@ -83,6 +84,91 @@ def curves(
     if log:
         axes.set_yscale("log")
     return figure
+
+
+def bars(values: Values, xlabel: str, ylabel: str) -> Figure:
+    """One bar a value, numbered from 1."""
+    figure, axes = _axes(xlabel, ylabel)
+    axes.bar(np.arange(1, len(values) + 1), values, color=_COLOURS[0], width=0.8)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlim(0.4, len(values) + 0.6)
+    return figure
+
+
+def square_map(
+    values: Values,
+    corner_um: tuple[float, float],
+    edge_um: float,
+    label: str,
+    limits: tuple[float, float],
+) -> Figure:
+    """(rows, columns) values of squares, the first at `corner_um` (x, y), as the slide lies.
+
+    Squares without a value (NaN) stay empty.
+    """
+    figure, _ = _map(values, corner_um, edge_um, label, limits)
+    return figure
+
+
+def arrow_map(
+    vectors_um: Values, corner_um: tuple[float, float], edge_um: float, label: str
+) -> Figure:
+    """(rows, columns, 2) vectors (x, y) of squares as arrows, on squares of their length's colour.
+
+    Arrows are magnified, so that the longest is as long as a square.
+    """
+    length_um = np.linalg.norm(vectors_um, axis=2)
+    known = np.isfinite(length_um)
+    longest_um = float(length_um[known].max())
+    figure, axes = _map(length_um, corner_um, edge_um, label, (0.0, max(1.0, longest_um)))
+    row, column = np.nonzero(known)
+    axes.quiver(
+        (corner_um[0] + (column + 0.5) * edge_um) / 1000,
+        (corner_um[1] + (row + 0.5) * edge_um) / 1000,
+        *vectors_um[known].T,
+        pivot="middle",
+        angles="xy",  # y points down, and so do the arrows
+        scale_units="x",
+        scale=max(longest_um, 1e-6) / (edge_um / 1000),
+        width=0.006,
+        color="white",
+        edgecolor=_INK,
+        linewidth=0.4,
+    )
+    return figure
+
+
+def _map(
+    values: Values,
+    corner_um: tuple[float, float],
+    edge_um: float,
+    label: str,
+    limits: tuple[float, float],
+) -> tuple[Figure, Axes]:
+    rows, columns = values.shape
+    # As tall as the section asks for, within what a page can hold beside other charts.
+    height_in = float(np.clip(3.3 * rows / columns + 0.4, 1.8, 4.6))
+    figure = Figure(figsize=(_SIZE_IN[0], height_in), layout="constrained")
+    axes = figure.add_subplot()
+    drawn = axes.pcolormesh(
+        (corner_um[0] + np.arange(columns + 1) * edge_um) / 1000,
+        (corner_um[1] + np.arange(rows + 1) * edge_um) / 1000,
+        np.ma.masked_invalid(values),
+        cmap=_MAP,
+        vmin=limits[0],
+        vmax=limits[1],
+    )
+    axes.invert_yaxis()
+    axes.set_aspect("equal")
+    axes.set_facecolor("#eceff2")
+    axes.set_xlabel("mm on the slide", fontsize=8, color=_INK)
+    axes.tick_params(labelsize=7, colors=_INK, length=3)
+    axes.spines[:].set_color(_FAINT)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    bar = figure.colorbar(drawn, ax=axes, shrink=0.9, pad=0.02)
+    bar.set_label(label, fontsize=8, color=_INK)
+    bar.ax.tick_params(labelsize=7, colors=_INK, length=3)
+    return figure, axes
 
 
 def _axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from flows.report.cell_figures import CellFigures
+from flows.report.maps import FitMaps
 from pairing.registration.gates import LEAD_DOUBTFUL, MPP_DOUBTFUL, SHARE_DOUBTFUL
 from pairing.registration.record import Registration, Verdict
 from shards.schema import Totals
@@ -27,6 +28,7 @@ def run_checks(
     registration: Registration | None,
     totals: Totals,
     figures: CellFigures,
+    fit: FitMaps | None,
     summary: dict[str, Any],
     patches_summary: dict[str, Any],
 ) -> list[Check]:
@@ -37,6 +39,7 @@ def run_checks(
     return [
         *(_registration_checks(registration) if registration else []),
         *_match_checks(figures, summary),
+        *(_fit_checks(fit) if fit else []),
         *_counts_checks(summary["counts"]),
         Check(
             "Patches over the image's border",
@@ -121,6 +124,33 @@ def _match_checks(figures: CellFigures, summary: dict[str, Any]) -> list[Check]:
             "none",
         )
     ]
+
+
+def _fit_checks(fit: FitMaps) -> list[Check]:
+    checks = []
+    if fit.shift_um is not None:
+        x_um, y_um = fit.shift_um
+        checks.append(
+            Check(
+                "Steady shift of the H&E nuclei",
+                f"{x_um:+.1f} µm to the right, {y_um:+.1f} µm down",
+                "less than a micron or two",
+                "none",
+            )
+        )
+    if fit.distance_range_um is not None and fit.match_range is not None:
+        near_um, far_um = fit.distance_range_um
+        least, most = fit.match_range
+        checks.append(
+            Check(
+                "The fit from place to place",
+                f"{near_um:.1f} to {far_um:.1f} µm apart, {least:.0%} to {most:.0%} of cells "
+                "with an H&E nucleus",
+                "alike everywhere; the maps show where it is not",
+                "none",
+            )
+        )
+    return checks
 
 
 def _donor_checks(totals: Totals) -> list[Check]:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flows.config import CurateConfig
+from flows.history import HistoryEntry
 from flows.pipeline import Curated
+from flows.report.curations import Curation, newest_curations
 from flows.report.donors import DonorRow, over_all_runs
 from flows.report.run_page import RunPage
 from flows.report.settings import Setting, dataset_settings, without_folders
@@ -52,10 +54,16 @@ class DatasetPage:
     splits: list[SplitRow]
     panels: list[PanelRow]
     settings: dict[str, list[Setting]]
+    history: list[Curation]
 
 
-def dataset_page(config: CurateConfig, curated: Curated, runs: Sequence[RunPage]) -> DatasetPage:
-    """The page over the pages of its runs."""
+def dataset_page(
+    config: CurateConfig,
+    curated: Curated,
+    runs: Sequence[RunPage],
+    history: Sequence[HistoryEntry],
+) -> DatasetPage:
+    """The page over the pages of its runs; `history` is of the folder, oldest first."""
     donors = over_all_runs([row for run in runs for row in run.donors])
     totals = sum((run.totals for run in runs), Totals(seen=0, kept=0, dropped={}))
     return DatasetPage(
@@ -74,6 +82,7 @@ def dataset_page(config: CurateConfig, curated: Curated, runs: Sequence[RunPage]
         splits=_splits(runs, donors),
         panels=_panels(runs),
         settings=dataset_settings(config),
+        history=newest_curations(history),
     )
 
 

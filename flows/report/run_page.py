@@ -2,40 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
-import pyarrow.parquet as pq
-import shapely
-from shapely import STRtree
 
-from flows.config import CurateConfig, RunConfig
+from flows.config import CurateConfig
+from flows.history import HistoryEntry
 from flows.pipeline import Built, CuratedRun
+from flows.report import charts
 from flows.report.cell_figures import (
+    CategoryRow,
     CellFigures,
     GeneRow,
     by_gene,
+    category_rows,
     cell_charts,
     cell_figures,
     top_genes,
 )
 from flows.report.checks import Check, run_checks
+from flows.report.curations import RunCuration, newest_of_run
 from flows.report.donors import DonorRow, donor_rows
+from flows.report.embed import chart_uri
 from flows.report.gallery import Sample, kept_cell_ids, read_gallery
+from flows.report.maps import FitMaps, displacements_um, fit_maps
+from flows.report.overlay import Nuclei, pictures, read_nuclei
 from flows.report.settings import Setting, run_settings
-from flows.report.views import DONOR, HE_NUCLEUS, HE_UNMATCHED, INSTRUMENT, Scene, View, three_zooms
-from pairing import cells, patches
-from pairing.annotations import CSV_SUFFIX, Outline, read_regions
-from pairing.geometry import Affine
+from flows.report.views import DONOR, HE_NUCLEUS, HE_UNMATCHED, INSTRUMENT, View
+from pairing import cells, patch_blocks
 from pairing.registration.record import REGISTRATION_FILE, Registration, Verdict
-from pairing.slide import Damage, Slide, open_slide
-from pairing.xenium import open_xenium
-from segmentation.segment import NUCLEI_FILE
+from pairing.slide import Damage
 from shards.artifact import read_artifact
 from shards.dataset import read_manifest, read_record
 from shards.schema import Manifest, Panel, Split, Totals
@@ -65,9 +64,12 @@ class RunPage:
     verdict: Verdict | None
     registration: Registration | None
     checks: list[Check]
+    fit: FitMaps | None
+    why_no_fit: str | None
     totals: Totals
     figures: CellFigures
     counts_qc: dict[str, Any]
+    categories: list[CategoryRow]
     cells_summary: dict[str, Any]
     patches_summary: dict[str, Any]
     damage: tuple[Damage, ...]
@@ -79,12 +81,19 @@ class RunPage:
     gallery: list[Sample]
     settings: dict[str, list[Setting]]
     stages: list[StageFacts]
+    history: list[RunCuration]
 
 
-def run_page(config: CurateConfig, curated: CuratedRun, splits: Mapping[str, Split]) -> RunPage:
+def run_page(
+    config: CurateConfig,
+    curated: CuratedRun,
+    splits: Mapping[str, Split],
+    history: Sequence[HistoryEntry],
+) -> RunPage:
     """Everything about one curated run; opens its bundle and its slide for the pictures.
 
-    `splits` are those of the dataset's donors; empty where no dataset was published.
+    `splits` are those of the dataset's donors; empty where no dataset was published. `history` is
+    of the folder, oldest first.
     """
     built = curated.built
     folder = built["cells"].folder
@@ -96,7 +105,9 @@ def run_page(config: CurateConfig, curated: CuratedRun, splits: Mapping[str, Spl
     registration = None
     if "registration" in built:
         registration = read_record(built["registration"].folder / REGISTRATION_FILE, Registration)
-    views, corners = _pictures(config, curated, registration, table, kept)
+    nuclei = read_nuclei(curated, table)
+    views, corners = pictures(config, curated, registration, nuclei, table, kept)
+    fit = _fit(registration, nuclei, table)
     n_by_gene, n_cells_by_gene = by_gene(counts)
     summary = built["cells"].summary
     figures = cell_figures(table, counts, n_by_gene, has_nuclei="nuclei" in built)
@@ -107,18 +118,24 @@ def run_page(config: CurateConfig, curated: CuratedRun, splits: Mapping[str, Spl
         verdict=registration.verdict if registration else None,
         registration=registration,
         checks=run_checks(
-            registration, manifest.totals, figures, summary, built["patches"].summary
+            registration, manifest.totals, figures, fit, summary, built["patches"].summary
         ),
+        fit=fit,
+        why_no_fit=None if fit else _why_no_fit(curated),
         totals=manifest.totals,
         figures=figures,
         counts_qc=summary["counts"],
+        categories=category_rows(summary["counts"]["by_category"], len(table)),
         cells_summary=summary,
         patches_summary=built["patches"].summary,
         damage=read_record(
-            built["patches"].folder / patches.DAMAGE_FILE, patches.DamageReport
+            built["patches"].folder / patch_blocks.DAMAGE_FILE, patch_blocks.DamageReport
         ).damage,
         top_genes=top_genes(panel, n_by_gene, n_cells_by_gene, len(table)),
-        charts=cell_charts(table, counts, n_by_gene, config.filters.min_counts),
+        charts={
+            **cell_charts(table, counts, n_by_gene, config.filters.min_counts),
+            **_keypoint_chart(registration),
+        },
         views=views,
         corners=corners,
         colours={
@@ -130,68 +147,43 @@ def run_page(config: CurateConfig, curated: CuratedRun, splits: Mapping[str, Spl
         gallery=read_gallery(built["shards"].folder, manifest, panel),
         settings=run_settings(config, curated.config),
         stages=[_stage_facts(b) for b in built.values()],
+        history=newest_of_run(history, curated.config.id),
     )
 
 
-@contextmanager
-def _open_image(curated: CuratedRun) -> Iterator[Slide]:
-    run = curated.config
-    if run.slide is not None:
-        with open_slide(run.slide, mpp=run.mpp) as slide:
-            yield slide.tolerant()[0]
-    else:
-        with patches.open_run_morphology(run.xenium) as slide:
-            yield slide.tolerant()[0]
+def _keypoint_chart(registration: Registration | None) -> dict[str, str]:
+    if registration is None or registration.keypoints is None:
+        return {}
+    residuals_um = np.array(registration.keypoints.residuals_um)
+    return {"keypoints": chart_uri(charts.bars(residuals_um, "keypoint", "residual, µm"))}
 
 
-def _pictures(
-    config: CurateConfig,
-    curated: CuratedRun,
-    registration: Registration | None,
-    table: pd.DataFrame,
-    kept: npt.NDArray[np.bool_],
-) -> tuple[list[View], list[View]]:
-    with open_xenium(curated.config.xenium) as xenium:
-        polygons_um = xenium.read_nuclei()["polygon"].to_numpy(object)
-    grey = curated.built["patches"].summary["grey_scale"]
-    with _open_image(curated) as slide:
-        image_px_from_xenium_um = (
-            registration.affine if registration else Affine.scale(1 / slide.mpp)
+def _fit(registration: Registration | None, nuclei: Nuclei, table: pd.DataFrame) -> FitMaps | None:
+    """Maps of the fit; None where there are no two kinds of nuclei to compare."""
+    if registration is None or not len(nuclei.he_id) or not len(table):
+        return None
+    he_px_from_xenium_um, mpp = registration.affine, registration.slide_mpp
+    return fit_maps(
+        he_px_from_xenium_um(table[["x_um", "y_um"]].to_numpy()) * mpp,
+        table,
+        displacements_um(
+            table, nuclei.instrument, nuclei.he_centroids_px(), he_px_from_xenium_um, mpp
+        ),
+    )
+
+
+def _why_no_fit(curated: CuratedRun) -> str:
+    if curated.config.slide is None:
+        return (
+            "This run has no H&E slide: patches, cells and nuclei are of one image and in one "
+            "frame, so there is no residual, no error and no match to show."
         )
-        cells_px = image_px_from_xenium_um(table[["x_um", "y_um"]].to_numpy())
-        he_nuclei, has_cell = _he_nuclei(curated, table)
-        return three_zooms(
-            Scene(
-                slide=slide,
-                grey_scale=tuple(grey) if grey else None,
-                fov_um=config.patch.fov_um,
-                cells_px=cells_px,
-                shown_px=cells_px[kept],
-                instrument_nuclei=STRtree(shapely.transform(polygons_um, image_px_from_xenium_um)),
-                he_matched=STRtree(he_nuclei[has_cell]),
-                he_unmatched=STRtree(he_nuclei[~has_cell]),
-                donors=_donor_outlines(curated.config),
-            )
-        )
-
-
-def _donor_outlines(run: RunConfig) -> list[Outline]:
-    if run.donors is None or run.donors.suffix.lower() == CSV_SUFFIX:
-        return []
-    return [outline for _, outline in read_regions(run.donors)]
-
-
-def _he_nuclei(
-    curated: CuratedRun, table: pd.DataFrame
-) -> tuple[npt.NDArray[np.object_], npt.NDArray[np.bool_]]:
-    """Polygons on the slide, and whether a cell has each; none where none were looked for."""
     if "nuclei" not in curated.built:
-        return np.zeros(0, object), np.zeros(0, bool)
-    nuclei = pq.read_table(
-        curated.built["nuclei"].folder / NUCLEI_FILE, columns=["nucleus_id", "polygon_px"]
-    )
-    has_cell = np.isin(nuclei["nucleus_id"].to_numpy(), table["he_nucleus_id"].dropna().to_numpy())
-    return shapely.from_wkb(nuclei["polygon_px"].to_pylist()), has_cell
+        return (
+            'No nuclei were looked for on the H&E (segmentation.model = "none"): there is nothing '
+            "to measure the alignment by, and no match to show."
+        )
+    return "No nuclei were found on the H&E: there is nothing to measure the alignment by."
 
 
 def _stage_facts(built: Built) -> StageFacts:

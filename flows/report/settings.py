@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,17 @@ class Setting:
     value: str
 
 
+# What leads to a file, with the folders that hold it; the path of a web address is none.
+_FOLDERS = re.compile(r"(?<![\w/:.~-])~?/(?:[^/\s'\"<>]+/)+")
 _SECTIONS = ("patch", "cells", "segmentation", "registration", "filters", "split")
 
 
 def dataset_settings(config: CurateConfig) -> dict[str, list[Setting]]:
     """The sections of a config that hold for all runs."""
-    return {section: _settings(getattr(config, section).model_dump()) for section in _SECTIONS}
+    sections = {section: getattr(config, section).model_dump() for section in _SECTIONS}
+    # The name of weights that ship, or a file of this machine.
+    sections["segmentation"]["model"] = Path(config.segmentation.model)
+    return {section: _settings(values) for section, values in sections.items()}
 
 
 def run_settings(config: CurateConfig, run: RunConfig) -> dict[str, list[Setting]]:
@@ -29,13 +35,18 @@ def run_settings(config: CurateConfig, run: RunConfig) -> dict[str, list[Setting
 
 
 def without_folders(text: str, config: CurateConfig) -> str:
-    """A message without the folders in which this machine keeps input and output."""
+    """A message without the folders of this machine; names of files stay.
+
+    Folders of inputs and output are known as they are written, spaces and all; any other path is
+    told by its slashes.
+    """
     given = [p for run in config.runs for key in RUN_FILES if (p := getattr(run, key))]
-    known = {p.parent for p in (*given, config.out, Path(config.segmentation.model))}
+    files = (*given, config.out, Path(config.segmentation.model))
+    known = {folder for p in files for folder in (p.parent, p.resolve().parent)}
     for folder in sorted(known, key=lambda p: -len(p.parts)):
         if folder.is_absolute() and folder != folder.parent:
             text = text.replace(f"{folder}/", "")
-    return text
+    return _FOLDERS.sub("", text)
 
 
 def _settings(values: dict[str, Any]) -> list[Setting]:

@@ -12,7 +12,7 @@ import shapely
 
 from flows.report.embed import Rgb, jpeg_uri
 from pairing.geometry import Affine, Points
-from pairing.patches import as_rgb
+from pairing.patch_blocks import as_rgb
 from pairing.slide import Slide
 
 OVERVIEW_PX, ZOOM_PX, CORNER_PX = 900, 840, 420

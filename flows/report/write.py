@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from flows.config import CurateConfig
+from flows.history import read_history
 from flows.pipeline import Curated
 from flows.report.dataset_page import dataset_page
 from flows.report.evaluation import RetrievalLine, read_evaluation
@@ -31,19 +32,26 @@ def write_report(
     """Write `report/<run>.html` for every curated run and `report/index.html`; returns the latter.
 
     Runs that failed are told on the index. With `evaluation_json` of the trainer the index holds
-    the retrieval table too, and with `metrics_csv` of the training run its curves. The same input
-    gives the same bytes.
+    the retrieval table too, and with `metrics_csv` of the training run its curves. What was reused
+    or rebuilt is told from `history.jsonl` of the folder. The same input and history give the same
+    bytes.
     """
     folder = config.out / REPORT_FOLDER
     splits = curated.dataset.donors if curated.dataset else {}
-    runs = [run_page(config, run, splits) for run in curated.runs]
+    history = read_history(config.out)
+    runs = [run_page(config, run, splits, history) for run in curated.runs]
     for run in runs:
         _write(folder / f"{run.run}.html", "run.html", page=run)
     evaluation = None
     if evaluation_json is not None:
         evaluation = read_evaluation(evaluation_json, metrics_csv, extra_lines)
     index = folder / INDEX_FILE
-    _write(index, "index.html", page=dataset_page(config, curated, runs), evaluation=evaluation)
+    _write(
+        index,
+        "index.html",
+        page=dataset_page(config, curated, runs, history),
+        evaluation=evaluation,
+    )
     return index
 
 
@@ -82,6 +90,7 @@ def _environment() -> Environment:
         percent=lambda value, digits=1: f"{value:.{digits}%}",
         fixed=lambda value, digits=2: "–" if value is None else f"{value:,.{digits}f}",
         words=lambda name: name.replace("_", " "),
+        when=lambda utc: f"{utc[:10]} {utc[11:19]} UTC",
         megabytes=lambda n_bytes: f"{n_bytes / 1e6:,.1f} MB",
     )
     return environment

@@ -41,7 +41,7 @@ def test_entries_are_read_in_the_order_in_which_they_were_appended(tmp_path: Pat
 
 
 def test_a_line_break_in_a_name_makes_no_second_line(tmp_path: Path) -> None:
-    hostile = entry("x\ny\u2028z\x85", failures={"a\r\nb": "<script>"})
+    hostile = entry("2025-01-01T00:00:00.5+00:00", failures={"a\r\nb\u2028\x85": "<script>\n"})
     append_history(tmp_path, hostile)
     append_history(tmp_path, FIRST)
     assert read_history(tmp_path) == [hostile, FIRST]
@@ -80,10 +80,16 @@ def test_lines_that_are_no_entries_are_told(
 
 
 def test_several_may_append_at_once(tmp_path: Path) -> None:
-    entries = [entry(f"{i:03d}") for i in range(60)]
+    entries = [entry(f"2025-01-01T00:00:{i:02d}Z") for i in range(60)]
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda e: append_history(tmp_path, e), entries))
     assert sorted(e.started for e in read_history(tmp_path)) == [e.started for e in entries]
+
+
+@pytest.mark.parametrize("started", ["yesterday", "2025-01-01", "2025-01-01T00:00:00+02:00"])
+def test_an_entry_starts_at_a_time_in_utc(started: str) -> None:
+    with pytest.raises(ValidationError, match="started"):
+        entry(started)
 
 
 def test_an_entry_of_unknown_fields_is_refused() -> None:

@@ -1,0 +1,108 @@
+"""What lies over the image of a run: the instrument's nuclei, the H&E's, and pictures of both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow.parquet as pq
+import shapely
+from shapely import STRtree
+
+from flows.config import CurateConfig, RunConfig
+from flows.pipeline import CuratedRun
+from flows.report.views import Scene, View, three_zooms
+from pairing import patches
+from pairing.annotations import CSV_SUFFIX, Outline, read_regions
+from pairing.geometry import Affine
+from pairing.registration.record import Registration
+from pairing.slide import Slide, open_slide
+from pairing.xenium import open_xenium
+from segmentation.segment import NUCLEI_FILE
+
+
+@dataclass(frozen=True, slots=True)
+class Nuclei:
+    """Nuclei of a run: the bundle's own table in µm, and those found on the H&E in slide pixels.
+
+    `he_id`, `he_polygons_px` and `has_cell` are of one length, 0 where none were looked for.
+    """
+
+    instrument: pd.DataFrame
+    he_id: npt.NDArray[np.int64]
+    he_polygons_px: npt.NDArray[np.object_]
+    has_cell: npt.NDArray[np.bool_]
+
+    def he_centroids_px(self) -> pd.DataFrame:
+        """x and y by nucleus id, of the outlines."""
+        xy = shapely.get_coordinates(shapely.centroid(self.he_polygons_px))
+        return pd.DataFrame(xy, index=self.he_id, columns=["x", "y"])
+
+
+def read_nuclei(curated: CuratedRun, table: pd.DataFrame) -> Nuclei:
+    """The nuclei of a curated run; `table` is of its cells artifact."""
+    with open_xenium(curated.config.xenium) as xenium:
+        instrument = xenium.read_nuclei()
+    if "nuclei" not in curated.built:
+        return Nuclei(instrument, np.zeros(0, np.int64), np.zeros(0, object), np.zeros(0, bool))
+    found = pq.read_table(
+        curated.built["nuclei"].folder / NUCLEI_FILE, columns=["nucleus_id", "polygon_px"]
+    )
+    he_id = found["nucleus_id"].to_numpy()
+    return Nuclei(
+        instrument=instrument,
+        he_id=he_id,
+        he_polygons_px=shapely.from_wkb(found["polygon_px"].to_pylist()),
+        has_cell=np.isin(he_id, table["he_nucleus_id"].dropna().to_numpy()),
+    )
+
+
+def pictures(
+    config: CurateConfig,
+    curated: CuratedRun,
+    registration: Registration | None,
+    nuclei: Nuclei,
+    table: pd.DataFrame,
+    kept: npt.NDArray[np.bool_],
+) -> tuple[list[View], list[View]]:
+    """The views of `views.three_zooms`, on the image that the patches were cut from."""
+    grey = curated.built["patches"].summary["grey_scale"]
+    polygons_um = nuclei.instrument["polygon"].to_numpy(object)
+    with _open_image(curated.config) as slide:
+        image_px_from_xenium_um = (
+            registration.affine if registration else Affine.scale(1 / slide.mpp)
+        )
+        cells_px = image_px_from_xenium_um(table[["x_um", "y_um"]].to_numpy())
+        return three_zooms(
+            Scene(
+                slide=slide,
+                grey_scale=tuple(grey) if grey else None,
+                fov_um=config.patch.fov_um,
+                cells_px=cells_px,
+                shown_px=cells_px[kept],
+                instrument_nuclei=STRtree(shapely.transform(polygons_um, image_px_from_xenium_um)),
+                he_matched=STRtree(nuclei.he_polygons_px[nuclei.has_cell]),
+                he_unmatched=STRtree(nuclei.he_polygons_px[~nuclei.has_cell]),
+                donors=_donor_outlines(curated.config),
+            )
+        )
+
+
+@contextmanager
+def _open_image(run: RunConfig) -> Iterator[Slide]:
+    if run.slide is not None:
+        with open_slide(run.slide, mpp=run.mpp) as slide:
+            yield slide.tolerant()[0]
+    else:
+        with patches.open_run_morphology(run.xenium) as slide:
+            yield slide.tolerant()[0]
+
+
+def _donor_outlines(run: RunConfig) -> list[Outline]:
+    if run.donors is None or run.donors.suffix.lower() == CSV_SUFFIX:
+        return []
+    return [outline for _, outline in read_regions(run.donors)]
