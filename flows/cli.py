@@ -266,12 +266,16 @@ def _info(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     from shards.check import describe, validate
 
-    facts = describe(args.dataset)
     faults = validate(args.dataset)
+    facts = None if faults else describe(args.dataset)  # which needs a sound dataset
     if args.json:
-        print(json.dumps({"dataset": facts["fingerprint"], "faults": faults}, indent=1))
+        print(json.dumps({"dataset": facts and facts["fingerprint"], "faults": faults}, indent=1))
     else:
-        print("\n".join(faults) or f"no faults: {sum(facts['samples'].values())} samples")
+        print(
+            "\n".join(faults)
+            if facts is None
+            else f"no faults: {sum(facts['samples'].values())} samples"
+        )
     return FAULTS_FOUND if faults else DONE
 
 
