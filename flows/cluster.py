@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+import sys
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
+from tqdm import tqdm
+
+from flows.log import at_work
+from flows.transient import is_transient
 from shards.schema import Record
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Future
+
+log = logging.getLogger("cellpair")
 
 A = TypeVar("A")
 B = TypeVar("B")
+
+# A block that meets a transient error is tried again after each of these pauses. A block whose
+# worker is lost goes to another one at once; Dask gives it up when it has lost four.
+_PAUSES_S = (1.0, 10.0)
+_TELL_EVERY_S = 10.0
 
 # Blocks under way for each worker: one at work, one waiting, so that nobody idles and the
 # scheduler never holds the results of a whole slide.
@@ -34,7 +47,9 @@ class BlockMap:
     """`blocks(fn, items)` runs pure block functions on Dask workers, one thread each.
 
     The cluster starts at the first call, so that a run whose artifacts are all there never waits
-    for one. With one worker and no scheduler blocks run in this process.
+    for one. With one worker and no scheduler blocks run in this process. Local workers share the
+    machine's (or the container's) memory evenly; one that needs more is killed and its block
+    redone. What they put aside lies where `tempfile` puts its own.
     """
 
     def __init__(self, runtime: Runtime) -> None:
@@ -53,16 +68,17 @@ class BlockMap:
     ) -> None:
         self._stack.close()
 
-    def __call__(self, fn: Callable[[A], B], items: Iterable[A]) -> Iterable[B]:
-        return self._map(fn, items, gpu=False)
+    def __call__(self, fn: Callable[[A], B], items: Collection[A]) -> Iterable[B]:
+        return _with_progress(self._map(fn, items, gpu=False), len(items))
 
-    def on_gpu(self, fn: Callable[[A], B], items: Iterable[A]) -> Iterable[B]:
+    def on_gpu(self, fn: Callable[[A], B], items: Collection[A]) -> Iterable[B]:
         """As a call, but only on workers that offer the resource GPU, where any does."""
-        return self._map(fn, items, gpu=True)
+        return _with_progress(self._map(fn, items, gpu=True), len(items))
 
     def _map(self, fn: Callable[[A], B], items: Iterable[A], *, gpu: bool) -> Iterator[B]:
         if self._runtime.scheduler is None and self._runtime.workers == 1:
-            yield from map(fn, items)
+            for item in items:
+                yield _persistent(fn, item)
             return
         from distributed import as_completed
 
@@ -72,18 +88,27 @@ class BlockMap:
         resources = {"GPU": 1} if gpu and offered else None
         waiting = iter(items)
         limit = _IN_FLIGHT_PER_WORKER * max(1, len(workers))
-        pending = as_completed(with_results=True)
+        pending = as_completed()
+        tries: dict[Future[B], tuple[A, int]] = {}
 
-        def submit() -> bool:
+        def submit(item: A, n_tries: int) -> None:
+            future = client.submit(fn, item, pure=False, resources=resources)
+            tries[future] = (item, n_tries)
+            pending.add(future)
+
+        for _, item in zip(range(limit), waiting, strict=False):
+            submit(item, 0)
+        for future in pending:
+            item, n_tries = tries.pop(future)
+            error = future.exception()
+            if error is not None:
+                _pause_or_raise(error, n_tries)
+                submit(item, n_tries + 1)
+                continue
+            result = future.result()
             for item in waiting:
-                pending.add(client.submit(fn, item, pure=False, resources=resources))
-                return True
-            return False
-
-        while limit > 0 and submit():
-            limit -= 1
-        for _, result in pending:
-            submit()
+                submit(item, 0)
+                break
             yield result
 
     def _started(self) -> Client:
@@ -108,3 +133,42 @@ class BlockMap:
                 )
                 self._client = self._stack.enter_context(Client(cluster))
         return self._client
+
+
+def _persistent(fn: Callable[[A], B], item: A) -> B:
+    n_tries = 0
+    while True:
+        try:
+            return fn(item)
+        except OSError as error:
+            _pause_or_raise(error, n_tries)
+            n_tries += 1
+
+
+def _pause_or_raise(error: BaseException, n_tries: int) -> None:
+    from distributed import KilledWorker
+
+    if isinstance(error, KilledWorker):
+        raise RuntimeError(
+            f"a block lost its worker {error.allowed_failures + 1} times: it may need more memory "
+            "than one has; give fewer --workers, or run the same command again to go on"
+        ) from error
+    if n_tries == len(_PAUSES_S) or not is_transient(error):
+        raise error
+    log.warning("%s: %s; tried again in %.0f s", type(error).__name__, error, _PAUSES_S[n_tries])
+    time.sleep(_PAUSES_S[n_tries])
+
+
+def _with_progress(results: Iterator[B], n_blocks: int) -> Iterator[B]:
+    """The results, with a bar on a terminal and now and then a line elsewhere."""
+    told_s = time.monotonic()
+    on_terminal = sys.stderr.isatty()
+    with tqdm(
+        total=n_blocks, desc=at_work(), unit="block", leave=False, disable=not on_terminal
+    ) as bar:
+        for n_done, result in enumerate(results, start=1):
+            bar.update()
+            if not on_terminal and time.monotonic() - told_s >= _TELL_EVERY_S:
+                told_s = time.monotonic()
+                log.info("%s: %d of %d blocks", at_work(), n_done, n_blocks)
+            yield result

@@ -14,9 +14,12 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 from scipy.stats import rankdata
 
-from flows import pipeline
+from flows.built import CuratedRun
 from flows.cluster import BlockMap, Runtime
 from flows.config import read_curate_config
+from flows.local import curate_and_remember
+from flows.log import logged_to
+from flows.outfolder import claim_out
 from flows.report import write_report
 from flows.report.evaluation import (
     DIRECTIONS,
@@ -25,6 +28,7 @@ from flows.report.evaluation import (
     RetrievalLine,
     Scope,
 )
+from flows.scratch import scratch
 from flows.training import EVALUATION_FILE, METRICS_FILE, newest_checkpoint, run_trainer
 from pairing.cells import PANEL_FILE, read_cells, read_counts
 from pairing.simulate import SimulationParams, simulate
@@ -89,10 +93,12 @@ def run_demo(out: Path, n_cells: int, runtime: Runtime) -> int:
             remedy="ask for more cells",
         )
     started_s = time.monotonic()
-    with BlockMap(runtime) as blocks:
+    with scratch(out), BlockMap(runtime) as blocks:
         folders = simulate_donors(out, -(-n_cells // len(DONORS)), blocks)
         config = read_curate_config(_write_configs(out, folders, runtime))
-        curated = pipeline.curate(config, blocks, device=runtime.device)
+        claim_out(config.out, config.name, config.split.withdraw)
+        with logged_to(config.out):
+            curated = curate_and_remember(config, blocks, device=runtime.device)
     if curated.dataset is None:
         raise next(iter(curated.failures.values()))
     log.info("curated after %.0f s", time.monotonic() - started_s)
@@ -149,7 +155,7 @@ def _write_configs(out: Path, folders: dict[str, Path], runtime: Runtime) -> Pat
     return out / "curate.toml"
 
 
-def oracle_lines(run: pipeline.CuratedRun, truth: Path, batches: Path) -> list[RetrievalLine]:
+def oracle_lines(run: CuratedRun, truth: Path, batches: Path) -> list[RetrievalLine]:
     """Retrieval with each image replaced by the truth of its cell and of what spills into it.
 
     Scored by the simulator's own likelihood of the observed counts, on the batches that the

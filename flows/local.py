@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 from flows import pipeline
 from flows.cluster import BlockMap, Runtime
 from flows.config import CurateConfig, read_curate_config
+from flows.history import HistoryEntry, StageHistory, append_history
+from flows.log import logged_to
+from flows.outfolder import claim_out
 from flows.report import write_report
+from flows.scratch import scratch
 from shards.errors import BadInput, BadInputs
 
 log = logging.getLogger("cellpair")
@@ -24,7 +32,7 @@ def curate_locally(
     """Curate a config file; prints where the dataset and the report are; returns the exit code."""
     config = read_curate_config(config_path)
     curated = run_pipeline(config, runtime, only=only, partial_dataset=partial_dataset)
-    return exit_code(curated)
+    return exit_code(curated.failures)
 
 
 def run_pipeline(
@@ -35,9 +43,13 @@ def run_pipeline(
     only: tuple[str, ...] = (),
     partial_dataset: bool = False,
 ) -> pipeline.Curated:
-    """The pipeline on local or remote Dask workers, then the report."""
-    with BlockMap(runtime) as blocks:
-        curated = pipeline.curate(
+    """The pipeline on local or remote Dask workers, then the report.
+
+    Raises BadInput where the output folder is another config's or can't be written.
+    """
+    claim_out(config.out, config.name, config.split.withdraw)
+    with logged_to(config.out), scratch(config.out), BlockMap(runtime) as blocks:
+        curated = curate_and_remember(
             config,
             blocks,
             device=runtime.device,
@@ -45,7 +57,50 @@ def run_pipeline(
             only=only,
             partial_dataset=partial_dataset,
         )
-    page = write_report(config, curated)
+        _tell(curated, write_report(config, curated))
+    return curated
+
+
+def curate_and_remember(
+    config: CurateConfig,
+    blocks: BlockMap,
+    *,
+    device: str,
+    call: pipeline.Call = pipeline.direct,
+    only: tuple[str, ...] = (),
+    partial_dataset: bool = False,
+) -> pipeline.Curated:
+    """The pipeline, and a line in the folder's history of what it reused and made."""
+    started, start_s = datetime.now(UTC), time.monotonic()
+    curated = pipeline.curate(
+        config, blocks, device=device, call=call, only=only, partial_dataset=partial_dataset
+    )
+    append_history(config.out, _entry(curated, started, time.monotonic() - start_s))
+    return curated
+
+
+def _entry(curated: pipeline.Curated, started: datetime, seconds: float) -> HistoryEntry:
+    built = [b for run in curated.runs for b in run.built.values()]
+    return HistoryEntry(
+        started=started.isoformat(timespec="seconds"),
+        seconds=round(seconds, 3),
+        cellpair=version("cellpair"),
+        dataset=curated.dataset.fingerprint if curated.dataset else None,
+        failures={run: type(error).__name__ for run, error in curated.failures.items()},
+        stages=tuple(
+            StageHistory(
+                run=b.run,
+                stage=b.stage,
+                fingerprint=b.fingerprint,
+                reused=b.reused,
+                seconds=b.seconds,
+            )
+            for b in built
+        ),
+    )
+
+
+def _tell(curated: pipeline.Curated, page: Path) -> None:
     if curated.dataset is None:
         log.error("no dataset was published; what was there before is unchanged")
     else:
@@ -55,12 +110,10 @@ def run_pipeline(
         if curated.failures:
             print(f"published without the failed runs: {', '.join(curated.failures)}")
     print(f"report: {page}")
-    return curated
 
 
-def exit_code(curated: pipeline.Curated) -> int:
+def exit_code(failures: Mapping[str, Exception]) -> int:
     """0 when every run went through, 2 when every failure is bad input, else 1."""
-    if not curated.failures:
+    if not failures:
         return 0
-    bad = all(isinstance(e, BadInput | BadInputs) for e in curated.failures.values())
-    return 2 if bad else 1
+    return 2 if all(isinstance(e, BadInput | BadInputs) for e in failures.values()) else 1

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+from flows import conflicts
+from flows.built import Blocks, Built, Call, CuratedRun, direct
 from flows.config import CurateConfig, RunConfig, split_of
-from flows.stages import Blocks, Built, Call, CuratedRun, RunStages
+from flows.log import working_on
+from flows.stages import RunStages
 from pairing import cells
-from shards.artifact import ContentHashes, sha256_of, write_atomically
+from shards.artifact import sha256_of, write_atomically
+from shards.content import ContentHashes
 from shards.dataset import panel_path, publish_dataset, read_manifest, read_record
 from shards.errors import BadInput
 from shards.schema import SPLITS, Dataset, DatasetRun, Panel, Split
 from shards.write import MANIFEST_FILE
 
-__all__ = ["Blocks", "Built", "Call", "Curated", "CuratedRun", "compose", "curate", "direct"]
+__all__ = [
+    "Blocks",
+    "Built",
+    "Call",
+    "Curated",
+    "CuratedRun",
+    "compose",
+    "curate",
+    "direct",
+    "plan_runs",
+]
 
 log = logging.getLogger("cellpair")
 
@@ -29,9 +45,27 @@ class Curated:
     dataset: Dataset | None
 
 
-def direct(name: str, make: Callable[[], Built]) -> Built:
-    """The caller without a framework."""
-    return make()
+def plan_runs(
+    config: CurateConfig,
+    blocks: Blocks,
+    *,
+    device: str = "auto",
+    call: Call = direct,
+    only: tuple[str, ...] = (),
+) -> tuple[list[RunStages], dict[str, Exception]]:
+    """The stages of each run, their inputs hashed and their identities known, and what failed.
+
+    `only` names the runs to look at. Runs that are the same bundle under several donors fail.
+    """
+    hashes = ContentHashes(config.out / "content-hashes.json")
+    planned: list[RunStages] = []
+    failures: dict[str, Exception] = {}
+    for run in _chosen(config, only):
+        with _collecting(run.id, failures):
+            planned.append(RunStages(config, run, hashes, blocks, device, call))
+            hashes.save()
+    failures |= conflicts.same_bundles([(p.run, p.inputs["xenium"]) for p in planned])
+    return _without(planned, failures), failures
 
 
 def curate(
@@ -49,22 +83,49 @@ def curate(
     `partial_dataset` says otherwise. `only` names the runs to look at; the dataset is then made of
     these. What exists under its fingerprint is not made again.
     """
-    hashes = ContentHashes(config.out / "content-hashes.json")
+    planned, failures = plan_runs(config, blocks, device=device, call=call, only=only)
+    for stages in planned:
+        with _collecting(stages.run.id, failures):
+            stages.register()
+    planned = _without(planned, failures)
+    failures |= _overlaps(planned)
     runs: list[CuratedRun] = []
-    failures: dict[str, Exception] = {}
-    for run in _chosen(config, only):
-        try:
-            runs.append(RunStages(config, run, hashes, blocks, device, call).build())
-        except Exception as error:  # collected: one run's failure leaves the others going
-            log.error("%s: failed: %s", run.id, error)
-            failures[run.id] = error
-    hashes.save()
+    for stages in _without(planned, failures):
+        with _collecting(stages.run.id, failures):
+            runs.append(stages.finish())
     if not runs or (failures and not partial_dataset):
         return Curated(tuple(runs), failures, None)
     dataset = compose(config, runs)
     publish_dataset(config.out, dataset)
     log.info("dataset %s: %d pairs", dataset.fingerprint, dataset.totals.kept)
     return Curated(tuple(runs), failures, dataset)
+
+
+@contextmanager
+def _collecting(run: str, failures: dict[str, Exception]) -> Iterator[None]:
+    with working_on(run):
+        try:
+            yield
+        except Exception as error:  # collected: one run's failure leaves the others going
+            log.error("%s: failed: %s", run, error)
+            log.debug("", exc_info=True)
+            failures[run] = error
+
+
+def _without(planned: list[RunStages], failures: dict[str, Exception]) -> list[RunStages]:
+    return [stages for stages in planned if stages.run.id not in failures]
+
+
+def _overlaps(planned: list[RunStages]) -> dict[str, Exception]:
+    """Runs whose cells lie on those of another run, on the same slide."""
+    slides = Counter(stages.inputs.get("slide") for stages in planned)
+    shared = [s for s in planned if s.run.slide is not None and slides[s.inputs["slide"]] > 1]
+    return conflicts.overlaps(
+        [
+            conflicts.RunOnSlide(s.run.id, s.inputs["slide"], s.centres_px(), s.image_mpp())
+            for s in shared
+        ]
+    )
 
 
 def compose(config: CurateConfig, runs: list[CuratedRun]) -> Dataset:
@@ -99,8 +160,9 @@ def compose(config: CurateConfig, runs: list[CuratedRun]) -> Dataset:
                 totals=manifest.totals,
             )
         )
-    unknown = sorted(config.split.assign.keys() - donors.keys())
-    if unknown and len(runs) == len(config.runs):
+    canonical = config.split.canonical
+    unknown = sorted(set(map(canonical, config.split.assign)) - set(map(canonical, donors)))
+    if unknown and len(runs) == len(config.active_runs):
         log.warning("[split] assign names donors without a pair: %s", ", ".join(unknown))
     for split in ("val", "test"):
         if not shards[split]:
@@ -111,7 +173,12 @@ def compose(config: CurateConfig, runs: list[CuratedRun]) -> Dataset:
                 split,
             )
     return Dataset.of(
-        config.name, entries, panels, donors, {k: tuple(v) for k, v in shards.items()}
+        config.name,
+        entries,
+        panels,
+        donors,
+        {k: tuple(v) for k, v in shards.items()},
+        {donor: canonical(donor) for donor in donors if canonical(donor) != donor},
     )
 
 
@@ -124,4 +191,4 @@ def _chosen(config: CurateConfig, only: tuple[str, ...]) -> list[RunConfig]:
             found=", ".join(unknown),
             remedy="name runs of the config",
         )
-    return [run for run in config.runs if not only or run.id in only]
+    return [run for run in config.active_runs if not only or run.id in only]

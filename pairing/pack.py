@@ -45,7 +45,6 @@ class PackConfig(Record):
     donor: str | None  # None where a file tells the donor of each cell
     source_id: str | None
     tissue: str | None
-    species: str
     filters: Filters
     max_samples: int = Field(default=10_000, gt=0)
 
@@ -99,7 +98,7 @@ def write_shard_set(
         run=config.run,
         source_id=config.source_id,
         tissue=config.tissue,
-        species=config.species,
+        species=panel.species,
         panel_id=panel.panel_id,
         patch=spec,
         totals=totals,
@@ -201,7 +200,7 @@ def _samples(
             neighbors=narrow_counts(_neighbor_counts(counts, near)),
             row={
                 "tissue": config.tissue,
-                "species": config.species,
+                "species": panel.species,
                 "label": cell["label"][row],
                 "panel": panel.panel_id,
                 "x_um": float(cell["x_um"][row]),

@@ -156,6 +156,12 @@ class NucleusNetwork:
     mpp: float
     weights_sha256: str
 
+    @property
+    def device(self) -> str:
+        """The kind of device that it runs on, and the type that it computes in: cpu float32."""
+        weight = next(self.model.net.parameters())
+        return f"{weight.device.type} {str(weight.dtype).removeprefix('torch.')}"
+
     def find(self, rgb: npt.NDArray[np.uint8]) -> tuple[Labels, npt.NDArray[np.float32]]:
         """Nuclei in a picture at `self.mpp`, by Cellpose's own `eval`.
 
@@ -192,6 +198,8 @@ def load_model(model: str, device: str = "auto") -> NucleusNetwork:
     `device` is auto, cpu or cuda. Loaded once a process. Raises BadInput where there is no such
     file or it holds something else.
     """
+    # How sums are cut among threads shows in their last bits: one thread here as on any worker.
+    torch.set_num_threads(1)
     path = _weights_path(model)
     state = _read_state(path)
     where = _torch_device(device)

@@ -2,25 +2,40 @@
 
 An artifact is a folder `<stage>/<fingerprint>/`; it exists if and only if its `artifact.json`
 exists. The stage writes into a folder aside, the record is written last, then one rename publishes.
+Beside it, hidden, lie its lock, the folder aside, and the blocks of a stage that takes long: those
+outlive a killed process, and the next one goes on from them.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import json
+import logging
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from pydantic import ValidationError
+
+from shards.lock import hold
 from shards.schema import Record, digest
 
+log = logging.getLogger("cellpair")
+
 RECORD_FILE = "artifact.json"
-SCHEMA_VERSION: Final = 1
+PARTIAL_SUFFIX = ".partial"
+SCHEMA_VERSION: Final = 2
 _CHUNK_BYTES = 1 << 22
+
+
+class FileFacts(Record):
+    """What a file of an artifact must be: the size is looked at on every reuse, all by `check`."""
+
+    sha256: str
+    n_bytes: int
 
 
 class ArtifactRecord(Record):
@@ -30,7 +45,7 @@ class ArtifactRecord(Record):
     stage's own figures, a pure function of what enters the fingerprint.
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     stage: str
     stage_version: int
     fingerprint: str
@@ -38,87 +53,188 @@ class ArtifactRecord(Record):
     parents: dict[str, str]
     inputs: dict[str, str]
     provenance: dict[str, str]
-    files: dict[str, str]  # path inside the folder -> sha256
+    files: dict[str, FileFacts]  # by path inside the folder
     summary: dict[str, Any]
 
 
-def fingerprint_of(
-    stage: str,
-    stage_version: int,
-    config: Mapping[str, Any],
-    parents: Mapping[str, str],
-    inputs: Mapping[str, str],
-) -> str:
-    """Hash of all that decides the bytes of an artifact; `config` is the stage's whole config."""
-    return digest([stage, stage_version, dict(config), dict(parents), dict(inputs)])
+class Identity(Record):
+    """All that decides the bytes of an artifact; `config` is the stage's whole config.
+
+    `parents` are fingerprints of artifacts, `inputs` hashes of the content of raw files.
+    """
+
+    stage: str
+    stage_version: int
+    config: dict[str, Any]
+    parents: dict[str, str]
+    inputs: dict[str, str]
+
+    @property
+    def fingerprint(self) -> str:
+        """20 hex digits that name the artifact."""
+        return digest([self.stage, self.stage_version, self.config, self.parents, self.inputs])
+
+
+class Lost(RuntimeError):
+    """The lock was taken over while this process stood still; what it did is thrown away."""
+
+
+# Makes the files of an artifact in the first folder and returns its figures. What it publishes
+# block by block in the second one is there again after a kill.
+Make = Callable[[Path, Path], dict[str, Any]]
 
 
 def read_artifact(directory: Path) -> ArtifactRecord | None:
-    """The record of a published artifact, or None where there is none."""
+    """The record of a published artifact, or None where there is none.
+
+    Raises ValidationError where the record is not one of this version.
+    """
     try:
         return ArtifactRecord.model_validate_json((directory / RECORD_FILE).read_bytes())
     except FileNotFoundError:
         return None
 
 
+def find_artifact(directory: Path) -> ArtifactRecord | None:
+    """As `read_artifact`, but None too where a file is missing or of another size than recorded.
+
+    What is wrong is logged. Contents are not read: a run of terabytes is found in a moment.
+    """
+    try:
+        record = read_artifact(directory)
+    except ValidationError:
+        log.warning("%s: not a record of this version; made again", directory / RECORD_FILE)
+        return None
+    for name, facts in record.files.items() if record is not None else ():
+        path = directory / name
+        n_bytes = path.stat().st_size if path.is_file() else None
+        if n_bytes != facts.n_bytes:
+            found = "missing" if n_bytes is None else f"{n_bytes} bytes"
+            log.warning("%s: %s, not %d bytes; made again", path, found, facts.n_bytes)
+            return None
+    return record
+
+
 def build_artifact(
     parent: Path,
+    identity: Identity,
+    make: Make,
     *,
-    stage: str,
-    stage_version: int,
-    config: Mapping[str, Any],
-    parents: Mapping[str, str],
-    inputs: Mapping[str, str],
     provenance: Mapping[str, str],
-    make: Callable[[Path], dict[str, Any]],
+    check_inputs: Callable[[], None],
 ) -> tuple[Path, ArtifactRecord, bool]:
-    """Make `parent/<fingerprint>/` by `make(folder) -> summary`, unless it is there already.
+    """Make `parent/<fingerprint>/` by `make(folder, blocks) -> summary`, unless it is there.
 
     Returns the folder, its record, and whether it was reused. One process builds an artifact at a
-    time: others wait for the lock and then reuse. The lock is the operating system's, so that a
-    killed owner holds nothing.
+    time: others wait for it and then reuse. `check_inputs` raises where a raw input is not what it
+    was when `identity` was taken: then nothing is published.
     """
-    fingerprint = fingerprint_of(stage, stage_version, config, parents, inputs)
-    directory = parent / fingerprint
-    if (record := read_artifact(directory)) is not None:
+    directory = parent / identity.fingerprint
+    if (record := find_artifact(directory)) is not None:
         return directory, record, True
     parent.mkdir(parents=True, exist_ok=True)
-    with _lock(parent / f".{fingerprint}.lock"):
-        if (record := read_artifact(directory)) is not None:
+    what = f"{parent.parent.name} {identity.stage}"
+    with hold(_beside(directory, "lock"), what) as claim:
+        if (record := find_artifact(directory)) is not None:
             return directory, record, True
-        aside = parent / f".{fingerprint}.partial"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        summary = make(aside)
-        record = ArtifactRecord(
-            stage=stage,
-            stage_version=stage_version,
-            fingerprint=fingerprint,
-            config=dict(config),
-            parents=dict(parents),
-            inputs=dict(inputs),
-            provenance=dict(provenance),
-            files={str(p.relative_to(aside)): sha256_of(p) for p in files_under(aside)},
-            summary=summary,
-        )
-        for path in files_under(aside):
-            _fsync(path)
-        write_atomically(aside / RECORD_FILE, record.model_dump_json(indent=1).encode())
-        aside.rename(directory)
-        _fsync(parent)
+        _make_room(directory)
+        aside = _beside(directory, f"{claim.number}{PARTIAL_SUFFIX}")
+        blocks = _beside(directory, "blocks")
+        try:
+            aside.mkdir()
+            blocks.mkdir(exist_ok=True)
+            summary = make(aside, blocks)
+            check_inputs()
+            record = _record(aside, identity, provenance, summary)
+            _publish(aside, directory, record)
+        except OSError as error:
+            # Whoever stands still for long is taken for dead, and another goes on in its place.
+            if (record := find_artifact(directory)) is not None:
+                return directory, record, True
+            if claim.is_held():
+                raise
+            raise Lost(f"{what}: another process took over, and goes on with it") from error
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(blocks, ignore_errors=True)
     return directory, record, False
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside, fsync, rename: a reader sees the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with aside.open("wb") as f:
-        f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
-    aside.rename(path)
+def _beside(directory: Path, what: str) -> Path:
+    return directory.with_name(f".{directory.name}.{what}")
+
+
+def _make_room(directory: Path) -> None:
+    """Remove what dead owners left; put a damaged artifact away, under a name that nobody reads."""
+    for left in directory.parent.glob(f".{directory.name}.*{PARTIAL_SUFFIX}"):
+        # Renamed first: an owner that is not dead but late finds its folder gone at once, whole,
+        # and can't publish what is left of it.
+        shutil.rmtree(left.rename(_beside(directory, f"late-{secrets.token_hex(4)}")))
+    if directory.exists():
+        directory.rename(_beside(directory, f"damaged-{secrets.token_hex(4)}"))
+
+
+def _record(
+    aside: Path, identity: Identity, provenance: Mapping[str, str], summary: dict[str, Any]
+) -> ArtifactRecord:
+    return ArtifactRecord(
+        **identity.model_dump(),
+        fingerprint=identity.fingerprint,
+        provenance=dict(provenance),
+        files={
+            str(p.relative_to(aside)): FileFacts(sha256=sha256_of(p), n_bytes=p.stat().st_size)
+            for p in files_under(aside)
+        },
+        summary=summary,
+    )
+
+
+def _publish(aside: Path, directory: Path, record: ArtifactRecord) -> None:
+    for path in files_under(aside):
+        _fsync(path)
+    with written_aside(aside / RECORD_FILE) as path:  # which makes no folder: see _make_room
+        path.write_text(record.model_dump_json(indent=1), encoding="utf-8")
+    # Fails where the folder is there: then somebody who took over published the same bytes.
+    aside.rename(directory)
+    _fsync(directory.parent)
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to; on leaving it is synced and renamed to `path`.
+
+    A reader sees the old file or the new one, never half of one. After an error nothing is left.
+    """
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
+    try:
+        yield aside
+        _fsync(aside)
+        aside.rename(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
     _fsync(path.parent)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a whole small file as `written_aside`, its folder made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_aside(path) as aside:
+        aside.write_bytes(data)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A second name for a file where the file system has such, else a copy of it."""
+    try:
+        os.link(source, target)
+    except OSError:  # which error it is depends on the file system; the copy tells a real one
+        shutil.copyfile(source, target)
+
+
+def tell_found(n_found: int, n_blocks: int) -> None:
+    """Log how many blocks of a stage a process that was stopped has left."""
+    if n_found:
+        log.info("going on: %d of %d blocks are there already", n_found, n_blocks)
 
 
 def sha256_of(path: Path) -> str:
@@ -133,41 +249,6 @@ def sha256_of(path: Path) -> str:
 def files_under(folder: Path) -> list[Path]:
     """Regular files below a folder, sorted; macOS `._*` leftovers are no content."""
     return sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("._"))
-
-
-class ContentHashes:
-    """Content hashes of raw inputs, remembered by (path, size, mtime).
-
-    So a second run over a 60 GB bundle answers in seconds. A folder's hash is of its files'
-    relative paths and hashes.
-    """
-
-    def __init__(self, memory: Path) -> None:
-        self._memory = memory
-        self._known: dict[str, str] = json.loads(memory.read_text()) if memory.exists() else {}
-
-    def of(self, path: Path) -> str:
-        """20 hex digits for a file or a folder."""
-        if path.is_dir():
-            return digest([[str(p.relative_to(path)), self._file(p)] for p in files_under(path)])
-        return self._file(path)[:20]
-
-    def save(self) -> None:
-        write_atomically(self._memory, json.dumps(self._known, indent=0, sort_keys=True).encode())
-
-    def _file(self, path: Path) -> str:
-        stat = path.stat()
-        key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-        if key not in self._known:
-            self._known[key] = sha256_of(path)
-        return self._known[key]
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    with path.open("w") as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
-        yield
 
 
 def _fsync(path: Path) -> None:

@@ -14,16 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pairing.patches import (
-    DAMAGE_FILE,
-    INDEX_FILE,
-    INDEX_SCHEMA,
-    CutBlock,
-    DamageReport,
-    PatchBlock,
-    PatchReader,
-    write_patches,
-)
+from pairing.patch_blocks import DAMAGE_FILE, INDEX_SCHEMA, DamageReport, PatchBlock
+from pairing.patches import INDEX_FILE, PatchReader, write_patches
 from pairing.slide import Damage, open_slide
 from shards.dataset import read_record
 from shards.errors import BadInput
@@ -71,7 +63,9 @@ def centres_px() -> Any:
 
 def written(folder: Path, path: Path, centres_px: Any, map_blocks: Any = map) -> dict[str, Any]:
     folder.mkdir()
-    return write_patches(folder, partial(open_slide, path), centres_px, SPEC, map_blocks)
+    kept = folder.with_name(f"{folder.name}-blocks")
+    kept.mkdir()
+    return write_patches(folder, kept, partial(open_slide, path), centres_px, SPEC, map_blocks)
 
 
 @pytest.fixture(scope="module")
@@ -153,9 +147,7 @@ def test_what_cannot_be_seen_is_glass(damaged: Path, tmp_path: Path) -> None:
 def test_order_and_repetition_of_blocks_change_no_byte(
     damaged: Path, centres_px: Any, tmp_path: Path
 ) -> None:
-    def backwards(
-        cut: Callable[[PatchBlock], CutBlock], blocks: Iterable[PatchBlock]
-    ) -> list[CutBlock]:
+    def backwards(cut: Callable[[PatchBlock], str], blocks: Iterable[PatchBlock]) -> list[str]:
         return [cut(block) for block in list(blocks)[::-1]]
 
     written(tmp_path / "a", damaged, centres_px[:800])
@@ -196,9 +188,7 @@ def test_strips_as_wide_as_the_slide_are_cut_fewer_rows_at_a_time(tmp_path: Path
     centres_px = np.random.default_rng(0).uniform((40, 40), (14960, 2560), (300, 2))
     blocks: list[PatchBlock] = []
 
-    def watched(
-        cut: Callable[[PatchBlock], CutBlock], planned: Iterable[PatchBlock]
-    ) -> list[CutBlock]:
+    def watched(cut: Callable[[PatchBlock], str], planned: Iterable[PatchBlock]) -> list[str]:
         blocks.extend(planned)
         return [cut(block) for block in blocks]
 

@@ -97,7 +97,10 @@ def test_nothing_that_uses_a_slide_sees_its_label(name: str, spoiled: bool, tmp_
     spec = PatchSpec(image="he", fov_um=16.0, size_px=64, center="cell", jpeg_quality=95)
     out = tmp_path / "patches"
     out.mkdir()
-    summary = write_patches(out, partial(open_slide, path), cells_um * 4, spec, map)
+    (tmp_path / "blocks").mkdir()
+    summary = write_patches(
+        out, tmp_path / "blocks", partial(open_slide, path), cells_um * 4, spec, map
+    )
     assert (summary["n_cut"], summary["n_damaged_tiles"]) == (300, 0)
 
 

@@ -1,0 +1,139 @@
+"""Content hashes of raw inputs, remembered, so that the second run of a 60 GB bundle is quick."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from shards.artifact import sha256_of, write_atomically
+from shards.errors import BadInput
+from shards.schema import digest
+
+log = logging.getLogger("cellpair")
+
+# A file changed within this time before it was read may change again without a new mtime: file
+# systems count in ticks of up to 2 s (FAT). Its hash is not remembered.
+_SETTLED_NS = 3 * 10**9
+_TELL_BYTES = 10**9
+
+# Errors that a person mends; of others (a disk that fails, a server away) the system's words stand.
+_MENDABLE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR)
+
+_Seen = dict[Path, tuple[int, int]]  # size and mtime_ns
+
+
+class ContentHashes:
+    """Content hashes of files and folders, remembered by (path, size, mtime) in a file.
+
+    A folder's hash is of its files' relative paths and hashes. The memory can be lost or shared by
+    several processes: it only saves time.
+    """
+
+    def __init__(self, memory: Path) -> None:
+        self._memory = memory
+        self._known = _remembered(memory)
+        self._seen: dict[Path, _Seen] = {}
+
+    def of(self, path: Path) -> str:
+        """20 hex digits for a file or a folder.
+
+        Raises BadInput where a file changes while it is read, or can't be read at all.
+        """
+        self._seen[path] = seen = _look_at(path)
+        n_new_bytes = sum(s[0] for p, s in seen.items() if _key(p, s) not in self._known)
+        if n_new_bytes > _TELL_BYTES:
+            log.info("%s: reading %.1f GB to know its content", path, n_new_bytes / 1e9)
+        hashes = {p: self._file(p, s) for p, s in seen.items()}
+        self.check_unchanged(path)
+        if path.is_dir():
+            return digest([[str(p.relative_to(path)), sha256] for p, sha256 in hashes.items()])
+        return hashes[path][:20]
+
+    def check_unchanged(self, path: Path) -> None:
+        """Raise BadInput where a file has another size or time than when it was hashed."""
+        now = _look_at(path)
+        before = self._seen[path]
+        for changed in sorted(p for p in now.keys() | before.keys() if now.get(p) != before.get(p)):
+            raise BadInput(
+                changed,
+                expected="an input that stays as it is while it is worked on",
+                found="another size or time than when its content was hashed",
+                remedy="wait until it is copied whole, then run again",
+            )
+
+    def save(self) -> None:
+        """Write the memory, with what other processes have remembered meanwhile."""
+        known = {**_remembered(self._memory), **self._known}
+        data = json.dumps(known, indent=0, sort_keys=True).encode()
+        if not self._memory.exists() or self._memory.read_bytes() != data:
+            write_atomically(self._memory, data)
+
+    def _file(self, path: Path, seen: tuple[int, int]) -> str:
+        key = _key(path, seen)
+        sha256 = self._known.get(key)
+        if sha256 is None:
+            settled = time.time_ns() - seen[1] > _SETTLED_NS
+            try:
+                sha256 = sha256_of(path)
+            except OSError as error:
+                raise _mendable(path, error) from error
+            if settled:
+                self._known[key] = sha256
+        return sha256
+
+
+def _look_at(path: Path) -> _Seen:
+    seen = {}
+    try:
+        for file in sorted(_files_of(path)) if path.is_dir() else [path]:
+            stat = file.stat()
+            seen[file] = (stat.st_size, stat.st_mtime_ns)
+    except OSError as error:
+        raise _mendable(path, error) from error
+    return seen
+
+
+def _files_of(folder: Path) -> Iterator[Path]:
+    """Files below a folder, linked folders too; macOS `._*` leftovers are no content."""
+    been = set()
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for where, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        been.add(os.path.realpath(where))
+        folders[:] = [f for f in folders if os.path.realpath(os.path.join(where, f)) not in been]
+        yield from (Path(where, name) for name in names if not name.startswith("._"))
+
+
+def _key(path: Path, seen: tuple[int, int]) -> str:
+    return f"{path.resolve()}|{seen[0]}|{seen[1]}"
+
+
+def _mendable(path: Path, error: OSError) -> Exception:
+    if error.errno not in _MENDABLE:
+        return error
+    return BadInput(
+        error.filename or path,
+        expected="a file that can be read",
+        found=error.strerror or str(error),
+        remedy="mend its path or its rights",
+    )
+
+
+def _remembered(memory: Path) -> dict[str, str]:
+    try:
+        known = json.loads(memory.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        known = None
+    if not isinstance(known, dict) or not all(isinstance(v, str) for v in known.values()):
+        log.warning("%s: not readable; raw inputs are hashed again", memory)
+        return {}
+    return known
