@@ -1,0 +1,77 @@
+"""What an error means to a person at the prompt, and to whoever reads the exit code."""
+
+from __future__ import annotations
+
+import errno
+
+from shards.errors import BadInput, BadInputs
+
+DONE, FAULTS_FOUND, BAD_INPUT, STOPPED = 0, 1, 2, 3
+
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_NO_SUCH_PLACE = {
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+}
+
+
+def exit_code_of(error: BaseException) -> int:
+    """2 for what the user can mend in the command or its files, 3 for a stop, else 1."""
+    if isinstance(error, KeyboardInterrupt | BrokenPipeError):
+        return STOPPED
+    if isinstance(error, BadInput | BadInputs):
+        return BAD_INPUT
+    if isinstance(error, OSError) and error.errno in _REFUSED | _NO_SUCH_PLACE:
+        return BAD_INPUT
+    return FAULTS_FOUND
+
+
+def words_of(error: BaseException) -> str:
+    """The error in words: where, what was expected, what was found, what to do."""
+    if isinstance(error, BadInput | BadInputs):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped; run the same command again to go on"
+    if isinstance(error, MemoryError):
+        return f"not enough memory: run the same command again with fewer --workers. {error}"
+    if isinstance(error, OSError):
+        where = _where(error)
+        found = error.strerror or str(error)
+        if error.errno in _DISK_FULL:
+            return str(
+                BadInput(
+                    where,
+                    expected="room to write on the disk",
+                    found=found,
+                    remedy="free space and run the same command again; what was made is kept",
+                )
+            )
+        if error.errno in _REFUSED:
+            return str(
+                BadInput(
+                    where,
+                    expected="a place that this user may read, and where it is an output write to",
+                    found=found,
+                    remedy="change its permissions, or name another place; then run the same "
+                    "command again",
+                )
+            )
+        if error.errno in _NO_SUCH_PLACE:
+            return str(
+                BadInput(
+                    where,
+                    expected="a folder or a file, each where the command needs one",
+                    found=found,
+                    remedy="mend the path",
+                )
+            )
+    return f"{type(error).__name__}: {error}"
+
+
+def _where(error: OSError) -> str:
+    names = [str(n) for n in (error.filename, error.filename2) if n is not None]
+    return " -> ".join(names) or "a file that the system does not name"

@@ -1,0 +1,187 @@
+"""The options of the console command. Nothing heavy is imported here: help is instant."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+# Commands of the interface that arrive with a later version, and what to do meanwhile.
+LATER = {
+    "register": "give an alignment csv to `cellpair curate`; its report shows the gates",
+    "predict": "curate a run and use its shards",
+    "export": "read the shards with webdataset and the .parquet beside each tar",
+}
+# The same for options, by command.
+LATER_OPTIONS = {
+    ("segment", "--labels"): "rasterise the outlines of nuclei.parquet",
+    ("train", "--init-from"): "give the image weights by model.image_weights, or start anew",
+}
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 the check or verdict found faults; 2 bad input or usage; 3 stopped by a "
+    "signal, run the same command again to go on."
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands; `command` of what it parses is the name of one."""
+    parser = argparse.ArgumentParser(
+        prog="cellpair",
+        description="Xenium runs and H&E slides in; per-cell training pairs, a model and a report "
+        "out.",
+        epilog=EXIT_CODES,
+    )
+    commands = parser.add_subparsers(
+        title="commands", dest="command", required=True, metavar="COMMAND"
+    )
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        # No abbreviations: an option that a later version adds must not change what they mean.
+        return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+
+    _add_demo(add("demo", "simulate three donors, curate, train, evaluate"))
+    _add_simulate(add("simulate", "a Xenium bundle and its H&E slide with known truth"))
+    _add_init(add("init", "look at bundles and write a commented config for them"))
+    _add_curate(add("curate", "raw runs to a dataset of shards and its report"))
+    _add_segment(add("segment", "nuclei of a plain slide or picture"))
+
+    p = add("info", "what a bundle, slide, shard, dataset or checkpoint is")
+    p.add_argument("path", type=Path, help="file or folder")
+    _add_json(p)
+
+    p = add("check", "every promise of a dataset proved again")
+    p.add_argument("dataset", type=Path, help="the folder that `curate` wrote")
+    _add_json(p)
+
+    p = add("clean", "remove what no dataset points to, and all that holds a withdrawn donor")
+    p.add_argument("out", type=Path, metavar="OUT", help="the folder that `curate` wrote")
+    p.add_argument("--dry-run", action="store_true", help="only say what would go, and how much")
+
+    p = add("train", "pretrain the contrastive image/gene model")
+    p.add_argument("config", type=Path, metavar="CONFIG.toml", help="what to train on, and how")
+    p.add_argument("--resume", action="store_true", help="go on exactly where it stopped")
+
+    p = add("evaluate", "retrieval on held-out donors, and its page")
+    p.add_argument("checkpoint", type=Path, help="a folder below checkpoints/ of a training")
+    p.add_argument("dataset", type=Path, help="the folder that `curate` wrote")
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="for figures and page")
+
+    p = add("deploy", "register the Prefect deployments with these configs")
+    p.add_argument("curate", type=Path, metavar="CURATE.toml", help="default of curate/xenium")
+    p.add_argument("--train", type=Path, metavar="TRAIN.toml", help="train after each curation")
+
+    for name in LATER:
+        # Whatever options follow, the answer is that the command is not there yet.
+        commands.add_parser(name, help="not there yet", description="Not there yet.")
+    return parser
+
+
+def _add_demo(p: argparse.ArgumentParser) -> None:
+    p.add_argument("out", nargs="?", type=Path, default=Path("demo"), help="folder (demo)")
+    p.add_argument("--cells", type=int, default=7200, help="cells in all, three donors (7200)")
+    _add_runtime(p)
+
+
+def _add_simulate(p: argparse.ArgumentParser) -> None:
+    p.add_argument("out", type=Path, metavar="OUT", help="folder for bundle, slide and truth")
+    p.add_argument("--cells", type=int, required=True, help="how many")
+    p.add_argument("--seed", type=int, default=0, help="of the section (0)")
+    p.add_argument("--donor-seed", type=int, help="of the donor, where not that of the section")
+    p.add_argument("--donors", type=int, default=1, help="more than one: a tissue microarray (1)")
+    p.add_argument("--workers", type=_at_least_one, default=1, help="threads (1)")
+    bundle = p.add_argument_group("bundle")
+    bundle.add_argument("--layout", default="xoa-3.0", help="xoa-1.0, 1.3, 2.0, 3.0 or 4.0")
+    bundle.add_argument("--no-cells-zarr", action="store_true", help="without label masks")
+    bundle.add_argument("--zip", action="store_true", help="outs.zip instead of outs/")
+    bundle.add_argument("--stains", action="store_true", help="four morphology channels")
+    bundle.add_argument("--protein", action="store_true", help="protein rows (xoa-4.0)")
+    bundle.add_argument("--rnd-version", action="store_true", help='"R&D" for its software')
+    slide = p.add_argument_group("slide")
+    slide.add_argument("--mpp", type=float, default=0.2738, help="µm per pixel (0.2738)")
+    slide.add_argument("--rotation-deg", type=float, help="drawn from the seed where not given")
+    slide.add_argument("--mirror", action="store_true", help="turned over")
+    slide.add_argument("--warp-um", type=float, default=0.0, help="largest shift of a smooth field")
+    slide.add_argument("--tear-um", type=float, default=0.0, help="widest opening of a tear")
+    slide.add_argument("--fold-um", type=float, default=0.0, help="width of a doubled strip")
+    slide.add_argument("--missing-um", type=float, default=0.0, help="diameter of a lost piece")
+    slide.add_argument("--other-pieces", type=int, default=0, help="sections of other tissue (0)")
+    slide.add_argument("--serial-section", action="store_true", help="show the section after")
+    slide.add_argument("--compression", default="donor", help="jpeg, jpeg2000, or as the donor's")
+
+
+def _add_init(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "bundles",
+        nargs="+",
+        type=Path,
+        metavar="BUNDLE",
+        help="output folder of a Xenium run, a zip of it, or a SpatialData store",
+    )
+    p.add_argument(
+        "--slides",
+        type=Path,
+        metavar="SHEET.csv",
+        help="a line a bundle: bundle (or run), slide, alignment, donor, tissue, species, mpp …",
+    )
+    p.add_argument(
+        "--out",
+        type=Path,
+        default=Path("curate.toml"),
+        metavar="FILE",
+        help="the config to write (curate.toml); a file that is there is never overwritten",
+    )
+
+
+def _add_curate(p: argparse.ArgumentParser) -> None:
+    p.usage = (
+        "cellpair curate CONFIG.toml [options]\n"
+        "       cellpair curate --xenium B --slide S --alignment F --donor D --out DIR [options]"
+    )
+    p.add_argument(
+        "config", nargs="?", type=Path, metavar="CONFIG.toml", help="as `cellpair init` writes it"
+    )
+    p.add_argument("--plan", action="store_true", help="only say what would be done, and its disk")
+    p.add_argument("--only", nargs="+", default=[], metavar="RUN", help="only these runs")
+    p.add_argument("--partial", action="store_true", help="publish without the runs that failed")
+    p.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask scheduler (default: local)")
+    _add_runtime(p)
+    one = p.add_argument_group("one run without a config (what was used is DIR/curate.toml)")
+    one.add_argument("--xenium", metavar="BUNDLE", help="its folder, zip or SpatialData store")
+    one.add_argument("--slide", help="the H&E of the same section")
+    one.add_argument("--image", choices=("morphology",), help="the bundle's DAPI, without a slide")
+    one.add_argument("--alignment", metavar="CSV", help="10x matrix or keypoints of this slide")
+    one.add_argument("--mpp", type=float, help="µm per pixel, where the slide does not say")
+    one.add_argument("--donor", help="whom the section is of; what splits go by")
+    one.add_argument("--donors", metavar="FILE", help="for several: a GeoJSON, or a csv of cells")
+    one.add_argument("--labels", metavar="CSV", help="cell_id, label")
+    one.add_argument("--tissue", help="as breast")
+    one.add_argument("--species", help="human or mouse, where the bundle does not say")
+    one.add_argument("--source-id", metavar="ID", help="the public name of the sample")
+    one.add_argument("--id", help="of the run (default: from the bundle's folder)")
+    one.add_argument("--out", type=Path, metavar="DIR", help="for dataset, report and config")
+
+
+def _add_segment(p: argparse.ArgumentParser) -> None:
+    p.add_argument("slide", type=Path, help="a slide, or a PNG or JPEG picture with --mpp")
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="for tables and picture")
+    p.add_argument("--mpp", type=float, help="µm per pixel, where the slide does not say")
+    p.add_argument("--model", default="compact", help="compact, or a path to Cellpose 4 weights")
+    _add_runtime(p)
+
+
+def _add_json(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--json", action="store_true", help="for programs")
+
+
+def _add_runtime(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--workers", type=_at_least_one, help="processes (default: cores)")
+    p.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="for networks (auto)"
+    )
+
+
+def _at_least_one(text: str) -> Any:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
