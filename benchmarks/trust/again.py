@@ -12,11 +12,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks.trust.harness import Place, Promises, parser, place_of
+from benchmarks.trust.harness import DONE, Changes, Place, Promises, parser, place_of
 
 LIMIT_S = 5.0
 WORKERS = 2
-CHANGES: dict[str, tuple[dict[str, str | int], set[str]]] = {
+CHANGES: dict[str, tuple[Changes, set[str]]] = {
     "filter": ({"min_counts": 60}, {"shards"}),
     "split": ({"split": "test"}, set()),
     "alias": ({"more": 'aliases = { "D" = ["D1"] }'}, set()),
@@ -67,8 +67,9 @@ def changed(place: Place, out: Path, promises: Promises) -> None:
     for name, (change, stages) in CHANGES.items():
         before = facts(out)
         with place.curate(out, WORKERS, **change) as command:
-            seconds = command.wait_or_fail()
+            code, seconds = command.wait()
         after = facts(out)
+        promises.add(f"another {name}: exit code", code, DONE)
         print(f"after another {name}: {seconds:.2f} s", flush=True)
         promises.add(f"another {name}: stages made", new_stages(before, after), stages)
         gone = [n for n in rewritten(before, after) if n != "dataset.json"]

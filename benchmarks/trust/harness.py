@@ -21,12 +21,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Self, TypedDict, Unpack
 
 import psutil
 
 from pairing.simulate import SimulationParams, simulate
-from shards.artifact import sha256_of
+from shards.artifact import sha256_of, write_atomically
+from shards.schema import digest
 
 DONE, FAULTS, BAD_INPUT, STOPPED = 0, 1, 2, 3
 STAGES = ("registration", "nuclei", "cells", "patches", "shards")
@@ -39,8 +40,7 @@ _POLL_S = 0.02
 _number = itertools.count()
 
 # What a run tells or remembers, rather than makes.
-_TOLD = ("report", "logs")
-_MEMORY = "content-hashes.json"
+_TOLD = ("report", "logs", "history.jsonl", "content-hashes.json")
 
 CONFIG = """\
 name = {name}
@@ -61,6 +61,15 @@ donor = "D1"
 """
 
 
+class Changes(TypedDict, total=False):
+    """What a config says differently."""
+
+    name: str
+    min_counts: int
+    split: str
+    more: str
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a script works: what it keeps between calls, the section, and a temporary folder.
@@ -77,37 +86,34 @@ class Place:
     def temp(self) -> Path:
         return self.folder / "temp"
 
-    def config(
-        self,
-        out: Path,
-        *,
-        name: str = "trust",
-        min_counts: int = 10,
-        split: str = "train",
-        more: str = "",
-    ) -> Path:
-        """A config for `out`, in a file beside it."""
+    def config(self, out: Path, changes: Changes) -> Path:
+        """A config for `out`, in a file that is the same for the same config."""
         texts = {
-            "name": name,
+            "name": changes.get("name", "trust"),
             "out": out,
             "model": self.model,
-            "split": split,
+            "split": changes.get("split", "train"),
             "xenium": self.section / "outs",
             "slide": self.section / "he.ome.tif",
             "alignment": self.section / "he_imagealignment.csv",
         }
         quoted = {key: json.dumps(str(text), ensure_ascii=False) for key, text in texts.items()}
-        path = out.parent / f"{out.name}-{name}.toml"
-        path.write_text(CONFIG.format(**quoted, min_counts=min_counts, more=more), encoding="utf-8")
+        min_counts, more = changes.get("min_counts", 10), changes.get("more", "")
+        text = CONFIG.format(**quoted, min_counts=min_counts, more=more)
+        path = self.folder / "configs" / f"{digest([text])}.toml"
+        if not path.exists():
+            write_atomically(path, text.encode())
         return path
 
-    def curate(self, out: Path, workers: int = 1, **changes: str | int) -> Command:
-        """`cellpair curate` of the section into `out`, started."""
-        config = self.config(out, **changes)  # type: ignore[arg-type]
-        return self.cellpair("curate", str(config), "--workers", str(workers))
+    def curate(
+        self, out: Path, workers: int = 1, *, prefix: Sequence[str] = (), **changes: Unpack[Changes]
+    ) -> Command:
+        """`cellpair curate` of the section into `out`, started; `prefix` is what starts it."""
+        config = self.config(out, changes)
+        return self.cellpair("curate", str(config), "--workers", str(workers), prefix=prefix)
 
     def cellpair(self, *argv: str, prefix: Sequence[str] = ()) -> Command:
-        """Any command of `cellpair`, started; `prefix` is what starts it."""
+        """Any command of `cellpair`, started."""
         return self.python("-m", "flows.cli", *argv, prefix=prefix)
 
     def python(self, *argv: str, prefix: Sequence[str] = ()) -> Command:
@@ -128,14 +134,14 @@ class Command:
         self.mark = f"{os.getpid()}-{n}"
         place.temp.mkdir(parents=True, exist_ok=True)
         # Files, not pipes: a killed parent's children would hold the pipe open.
-        self._lines = place.folder / "lines" / f"{n:04d}.txt"
-        self._lines.parent.mkdir(exist_ok=True)
+        self.path = place.folder / "lines" / f"{n:04d}.txt"
+        self.path.parent.mkdir(exist_ok=True)
         environ = {**os.environ, _MARK: self.mark, "TMPDIR": str(place.temp)}
         # As on a machine of a user: the second start of Python finds the bytecode of the first.
         environ.pop("PYTHONDONTWRITEBYTECODE", None)
         environ["PYTHONPYCACHEPREFIX"] = str(place.folder / "bytecode")
         self.started_s = time.monotonic()
-        with self._lines.open("wb") as lines:
+        with self.path.open("wb") as lines:
             self.process = subprocess.Popen(
                 argv, env=environ, stdout=lines, stderr=lines, start_new_session=True
             )
@@ -149,7 +155,7 @@ class Command:
 
     @property
     def text(self) -> str:
-        return self._lines.read_text(encoding="utf-8", errors="replace")
+        return self.path.read_text(encoding="utf-8", errors="replace")
 
     def at(self) -> str:
         """The stage that is at work, by the last line that tells of one."""
@@ -163,6 +169,12 @@ class Command:
             end(self.mark)
             code = self.process.wait()
         return code, time.monotonic() - self.started_s
+
+    def wait_more(self, timeout_s: float) -> float:
+        """The seconds that it takes from now on; it is ended where it takes longer."""
+        now_s = time.monotonic()
+        self.wait(timeout_s)
+        return time.monotonic() - now_s
 
     def wait_or_fail(self) -> float:
         """The seconds that it took. Raises RuntimeError where it does not end well."""
@@ -261,7 +273,7 @@ def made_in(out: Path) -> dict[str, str]:
     return {
         name: sha256_of(out / name)
         for name in listing(out)
-        if (out / name).is_file() and name.split("/")[0] not in (*_TOLD, _MEMORY)
+        if (out / name).is_file() and name.split("/")[0] not in _TOLD
     }
 
 

@@ -196,7 +196,7 @@ class Shuffled:
 def other_order(place: Place, rng: random.Random) -> dict[str, str]:
     """The bytes of a run whose blocks come in a random order."""
     out = place.fresh("shuffled")
-    config = read_curate_config(place.config(out))
+    config = read_curate_config(place.config(out, {}))
     curated = pipeline.curate(config, Shuffled(rng), device="cpu")
     if curated.dataset is None:
         raise RuntimeError(f"no dataset: {curated.failures}")
