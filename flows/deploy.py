@@ -1,4 +1,4 @@
-"""`cellpair deploy`: registers the deployments of infra/prefect.yaml with configs as defaults."""
+"""`cellpair deploy`: registers what infra/ defines, with configs as the deployments' defaults."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 from prefect.workers.process import ProcessWorker
@@ -30,9 +31,9 @@ _START_SERVER = (
 def deploy(curate_toml: Path, train_toml: Path | None) -> None:
     """Register `curate/xenium` and, with a train config, `pretrain/contrastive` and its trigger.
 
-    The absolute paths of the configs become the deployments' default parameters. What was
-    registered before under these names is replaced. Raises BadInput(s) for a faulty config and
-    where no Prefect server answers.
+    The absolute paths of the configs become the deployments' default parameters. The automations
+    of infra/resume.yaml go with them. What was registered before under these names is replaced.
+    Raises BadInput(s) for a faulty config and where no Prefect server answers.
     """
     read_curate_config(curate_toml)
     if train_toml is not None:
@@ -43,6 +44,8 @@ def deploy(curate_toml: Path, train_toml: Path | None) -> None:
         _check_answers(client, url)
         for name in sorted({d["work_pool"]["name"] for d in definition["deployments"]}):
             _create_work_pool_if_absent(client, name)
+        for automation in resume_automations():
+            _register(client, automation)
         _prefect_deploy(definition)
         left = train_toml is None and _is_deployed(client, "pretrain/contrastive")
     print(f"curate/xenium: {curate_toml}")
@@ -59,9 +62,7 @@ def deploy(curate_toml: Path, train_toml: Path | None) -> None:
 
 def prefect_definition(curate_toml: Path, train_toml: Path | None) -> dict[str, Any]:
     """infra/prefect.yaml with the configs filled in; without a train config, `xenium` alone."""
-    definition: dict[str, Any] = yaml.safe_load(
-        (files("infra") / "prefect.yaml").read_text("utf-8")
-    )
+    definition = _read_definition("prefect.yaml")
     configs = {"xenium": curate_toml, "contrastive": train_toml}
     filled = []
     for deployment in definition["deployments"]:
@@ -69,6 +70,17 @@ def prefect_definition(curate_toml: Path, train_toml: Path | None) -> dict[str, 
         if config is not None:
             filled.append({**deepcopy(deployment), "parameters": {"config": str(config.resolve())}})
     return {**definition, "deployments": filled}
+
+
+def resume_automations() -> list[AutomationCore]:
+    """The automations of infra/resume.yaml."""
+    definition = _read_definition("resume.yaml")
+    return [AutomationCore.model_validate(a) for a in definition["automations"]]
+
+
+def _read_definition(name: str) -> dict[str, Any]:
+    definition: dict[str, Any] = yaml.safe_load((files("infra") / name).read_text("utf-8"))
+    return definition
 
 
 def _check_is_toml(path: Path) -> None:
@@ -116,6 +128,17 @@ def _create_work_pool_if_absent(client: SyncPrefectClient, name: str) -> None:
         client.create_work_pool(
             WorkPoolCreate(name=name, type=ProcessWorker.type, base_job_template=template)
         )
+
+
+def _register(client: SyncPrefectClient, automation: AutomationCore) -> None:
+    registered = client.read_automations_by_name(automation.name)
+    # One that is as it should be stays: a new one would know nothing of the runs under way.
+    same = [a for a in registered if AutomationCore.model_validate(a.model_dump()) == automation]
+    for other in registered:
+        if other not in same[:1]:
+            client.delete_automation(other.id)
+    if not same:
+        client.create_automation(automation)
 
 
 def _is_deployed(client: SyncPrefectClient, name: str) -> bool:
