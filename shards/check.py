@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-import io
-import os
-import tarfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
-import simplejpeg
+from pydantic import ValidationError
 
-from shards.artifact import sha256_of
-from shards.dataset import read_dataset, read_manifest, read_panels
+from shards.artifact import RECORD_FILE, Identity, read_artifact, sha256_of
+from shards.check_shard import broken_files, sample_faults
+from shards.dataset import (
+    POINTER_FILE,
+    dataset_path,
+    read_dataset,
+    read_manifest,
+    read_panels,
+    read_record,
+)
 from shards.errors import BadInput
 from shards.schema import (
-    COUNTS_MEMBER,
-    IMAGE_MEMBER,
-    INDEX_SCHEMA,
-    NEIGHBORS_MEMBER,
     Dataset,
+    DatasetPointer,
     DatasetRun,
     Manifest,
     Panel,
-    ShardInfo,
+    Record,
     Split,
-    sample_key,
 )
 from shards.write import MANIFEST_FILE
+
+_REMEDY = "remove it if it is there, and run `cellpair curate` again"
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -56,31 +58,89 @@ def describe(path: Path) -> dict[str, Any]:
 def validate(path: Path) -> list[str]:
     """The faults of a dataset, each a line that says where; an empty list is a clean bill.
 
-    Raises BadInput only where the dataset itself or its manifests cannot be read at all.
+    Every byte of the dataset, its pointer, panels, manifests, tars and tables is looked at. Of the
+    record of an artifact, what decides its bytes, what lies in it and its totals are proved; its
+    provenance and other figures are told only. Raises BadInput only where there is no dataset.
     """
-    dataset, root = read_dataset(path)
-    panels = read_panels(dataset, root)
-    faults = list(_composition_faults(dataset, root))
-    keys: Counter[str] = Counter()
+    try:
+        dataset, root = read_dataset(path)
+    except BadInput as error:
+        if not (path / POINTER_FILE if path.is_dir() else path).exists():
+            raise
+        return [f"{error.where}: {error.found}; {_REMEDY}"]
+    faults = list(_json_faults(path, dataset, root))
+    panels: dict[str, Panel] = {}
+    for panel_id, relative in dataset.panels.items():
+        faults += _panel_faults(root, panel_id, relative, panels)
+    manifests: list[tuple[DatasetRun, Manifest]] = []
     for run in dataset.runs:
         try:
-            manifest = read_manifest(root / run.path)
+            manifests.append((run, read_manifest(root / run.path)))
         except BadInput as error:
-            faults.append(str(error))
-            continue
-        if run.panel_id not in panels:
-            faults.append(f"{run.run}: panel {run.panel_id} is not among the dataset's panels")
-            continue
-        faults += _run_faults(root, run, manifest)
-        for shard in manifest.shards:
             folder = root / run.path
-            faults += _shard_faults(folder, shard, manifest, panels[run.panel_id], keys)
+            found = error.found if folder.is_dir() else "the folder is missing"
+            faults.append(f"{run.path}/{MANIFEST_FILE}: {found}; {_remedy_of(run)}")
+    faults += _composition_faults(dataset, manifests)
+    keys: Counter[str] = Counter()
+    for run, manifest in manifests:
+        faults += _run_faults(root, run, manifest)
+        panel = panels.get(manifest.panel_id)
+        if panel is None:
+            faults.append(f"{run.run}: panel {run.panel_id} is not among the dataset's panels")
+        for shard in manifest.shards:
+            files = [f"{fault}; {_remedy_of(run)}" for fault in broken_files(root, run.path, shard)]
+            faults += files
+            if not files and panel is not None:
+                faults += sample_faults(root / run.path, shard, manifest, panel, keys)
         faults += _leaks_between_donors(root / run.path, manifest)
     faults += [f"{key}: {n} samples hold this key" for key, n in keys.items() if n > 1]
     return faults
 
 
-def _composition_faults(dataset: Dataset, root: Path) -> Iterator[str]:
+def _remedy_of(run: DatasetRun) -> str:
+    return f"remove the folder {run.path} and run `cellpair curate` again"
+
+
+def _json_faults(path: Path, dataset: Dataset, root: Path) -> Iterator[str]:
+    """Whether the pointer and the dataset are, byte by byte, what was written."""
+    relative = dataset_path(dataset.fingerprint)
+    if path.is_dir() or path.name == POINTER_FILE:
+        pointer = read_record(root / POINTER_FILE, DatasetPointer)
+        want = DatasetPointer(fingerprint=dataset.fingerprint, dataset=relative)
+        if pointer != want or _was_changed(root / POINTER_FILE, pointer):
+            yield f"{POINTER_FILE}: not as it was written, for {relative}; {_REMEDY}"
+        path = root / pointer.dataset
+    if path.name != Path(relative).name:
+        yield f"datasets/{path.name}: it says that it is {dataset.fingerprint}; {_REMEDY}"
+    # Version 1 has no aliases.
+    left_out = {"aliases"} if dataset.schema_version == 1 else set()
+    if _was_changed(path, dataset, left_out):
+        yield f"datasets/{path.name}: not as it was written; {_REMEDY}"
+
+
+def _was_changed(path: Path, record: Record, left_out: set[str] | None = None) -> bool:
+    return path.read_bytes() != record.model_dump_json(indent=1, exclude=left_out).encode()
+
+
+def _panel_faults(
+    root: Path, panel_id: str, relative: str, panels: dict[str, Panel]
+) -> Iterator[str]:
+    """Adds the panel to `panels` where it can be read."""
+    try:
+        panel = read_record(root / relative, Panel)
+    except BadInput as error:
+        yield f"{relative}: {error.found}; {_REMEDY}"
+        return
+    panels[panel_id] = panel
+    if panel.panel_id != panel_id:
+        yield f"{relative}: it holds panel {panel.panel_id}, not {panel_id}; {_REMEDY}"
+    elif _was_changed(root / relative, panel):
+        yield f"{relative}: not as it was written; {_REMEDY}"
+
+
+def _composition_faults(
+    dataset: Dataset, manifests: list[tuple[DatasetRun, Manifest]]
+) -> Iterator[str]:
     rebuilt = Dataset.of(
         dataset.name,
         dataset.runs,
@@ -90,30 +150,28 @@ def _composition_faults(dataset: Dataset, root: Path) -> Iterator[str]:
         dataset.aliases,
     )
     if rebuilt.fingerprint != dataset.fingerprint:
-        yield f"dataset: its content hashes to {rebuilt.fingerprint}, not {dataset.fingerprint}"
+        yield (
+            f"{dataset_path(dataset.fingerprint)}: its content hashes to {rebuilt.fingerprint}; "
+            f"{_REMEDY}"
+        )
     if rebuilt.totals != dataset.totals:
         yield f"dataset: totals are {dataset.totals}, but the runs add up to {rebuilt.totals}"
     yield from _straddling_donors(dataset)
     listed = Counter(name for names in dataset.shards.values() for name in names)
     yield from (f"{name}: listed in {n} places" for name, n in listed.items() if n > 1)
-    expected = set()
-    for run in dataset.runs:
-        try:
-            manifest = read_manifest(root / run.path)
-        except BadInput:
-            continue  # validate() reports it with its run
+    for run, manifest in manifests:
         for shard in manifest.shards:
-            expected.add(f"{run.path}/{shard.name}")
+            name = f"{run.path}/{shard.name}"
             split = dataset.donors.get(shard.donor)
             if split is None:
-                yield f"{shard.name}: donor {shard.donor!r} has no split"
-            elif f"{run.path}/{shard.name}" not in dataset.shards[split]:
-                yield f"{shard.name}: donor {shard.donor!r} is in {split}, but the shard is not"
-    yield from (f"{name}: listed, but in no manifest" for name in listed.keys() - expected)
-    species = {p.species for p in read_panels(dataset, root).values()}
-    runs_species = {r.species for r in dataset.runs}
-    if not runs_species <= species:
-        yield f"dataset: runs of {sorted(runs_species)}, panels of {sorted(species)}"
+                yield f"{name}: donor {shard.donor!r} has no split"
+            elif name not in dataset.shards.get(split, ()):
+                yield f"{name}: donor {shard.donor!r} is in {split}, but the shard is not"
+            listed.pop(name, None)
+    readable = {run.path for run, _ in manifests}
+    for name in listed:
+        if name.rpartition("/")[0] in readable:
+            yield f"{name}: listed, but in no manifest"
 
 
 def _straddling_donors(dataset: Dataset) -> Iterator[str]:
@@ -129,58 +187,47 @@ def _straddling_donors(dataset: Dataset) -> Iterator[str]:
 
 def _run_faults(root: Path, run: DatasetRun, manifest: Manifest) -> Iterator[str]:
     if sha256_of(root / run.path / MANIFEST_FILE) != run.manifest_sha256:
-        yield f"{run.run}: the manifest is not the one that the dataset was made of"
+        yield (
+            f"{run.path}/{MANIFEST_FILE}: the manifest is not the one that the dataset was made "
+            f"of; {_remedy_of(run)}"
+        )
     for field in ("run", "species", "tissue", "panel_id", "totals"):
         if getattr(manifest, field) != getattr(run, field):
             yield f"{run.run}: {field} differs between manifest and dataset"
+    for found in _artifact_faults(root / run.path, run, manifest):
+        yield f"{run.path}/{RECORD_FILE}: {found}; {_remedy_of(run)}"
 
 
-def _shard_faults(
-    folder: Path, shard: ShardInfo, manifest: Manifest, panel: Panel, keys: Counter[str]
-) -> Iterator[str]:
-    tar_path, table_path = folder / f"{shard.name}.tar", folder / f"{shard.name}.parquet"
-    for path, want in ((tar_path, shard.tar_sha256), (table_path, shard.table_sha256)):
-        if not path.is_file():
-            yield f"{path.name}: missing"
-            return
-        if (found := sha256_of(path)) != want:
-            yield f"{path.name}: sha256 {found[:12]}…, the manifest says {want[:12]}…"
-            return
-    if tar_path.stat().st_size != shard.tar_bytes:
-        yield f"{tar_path.name}: {tar_path.stat().st_size} bytes, not {shard.tar_bytes}"
-    table = pq.read_table(table_path)
-    if not table.schema.equals(INDEX_SCHEMA):
-        yield f"{table_path.name}: its columns are not those of this schema version"
+def _artifact_faults(folder: Path, run: DatasetRun, manifest: Manifest) -> Iterator[str]:
+    try:
+        record = read_artifact(folder)
+    except (OSError, ValidationError) as error:
+        yield str(error).replace("\n", "; ")
         return
-    if table.num_rows != shard.n_samples:
-        yield f"{table_path.name}: {table.num_rows} rows, the manifest says {shard.n_samples}"
-    with tarfile.open(tar_path, "r:") as archive:
-        members = [(m.name, m.offset_data, m.size) for m in archive.getmembers()]
-    rows = table.to_pylist()
-    listed = [
-        (f"{row['key']}.{member}", row[f"{column}_offset"], row[f"{column}_size"])
-        for row in rows
-        for member, column in (
-            (IMAGE_MEMBER, "jpg"),
-            (COUNTS_MEMBER, "counts"),
-            (NEIGHBORS_MEMBER, "neighbors"),
-        )
-        if row[f"{column}_offset"] is not None
-    ]
-    if members != listed:
-        yield f"{shard.name}: the members of the tar are not those of the index table"
+    if record is None:
+        yield "missing, so the folder was never whole"
         return
-    with tar_path.open("rb") as f:
-        tar = f.fileno()
-        for row in rows:
-            keys[row["key"]] += 1
-            contents = {
-                column: os.pread(tar, row[f"{column}_size"], row[f"{column}_offset"])
-                for column in ("jpg", "counts", "neighbors")
-                if row[f"{column}_offset"] is not None
-            }
-            for fault in _sample_faults(row, contents, shard, manifest, panel):
-                yield f"{shard.name}, {row['key']}: {fault}"
+    if _was_changed(folder / RECORD_FILE, record):
+        yield "not as it was written"
+    identity = Identity.model_validate(record.model_dump(include=set(Identity.model_fields)))
+    for fingerprint in (record.fingerprint, identity.fingerprint):
+        if fingerprint != run.fingerprint:
+            yield f"it is of artifact {fingerprint}, the dataset was made of {run.fingerprint}"
+    hashes = {MANIFEST_FILE: run.manifest_sha256}
+    for shard in manifest.shards:
+        hashes |= {
+            f"{shard.name}.tar": shard.tar_sha256,
+            f"{shard.name}.parquet": shard.table_sha256,
+        }
+    for name in sorted(hashes.keys() | record.files.keys()):
+        facts, path = record.files.get(name), folder / name
+        if facts is None or facts.sha256 != hashes.get(name):
+            yield f"{name} is not the file of the manifest"
+        elif path.is_file() and facts.n_bytes != path.stat().st_size:
+            yield f"{name} has {path.stat().st_size} bytes, not {facts.n_bytes}"
+    totals = manifest.totals.model_dump()
+    if {key: record.summary.get(key) for key in totals} != totals:
+        yield "its totals are not those of the manifest"
 
 
 def _leaks_between_donors(folder: Path, manifest: Manifest) -> Iterator[str]:
@@ -189,11 +236,11 @@ def _leaks_between_donors(folder: Path, manifest: Manifest) -> Iterator[str]:
         return
     tables = [folder / f"{shard.name}.parquet" for shard in manifest.shards]
     donor_of: dict[str, str] = {}
-    for path in filter(Path.is_file, tables):  # a missing one is told with its shard
-        table = pq.read_table(path, columns=["cell_id", "donor"])
-        donor_of |= zip(table["cell_id"].to_pylist(), table["donor"].to_pylist(), strict=True)
-    for path in filter(Path.is_file, tables):
-        for row in pq.read_table(path, columns=["key", "donor", "neighbors"]).to_pylist():
+    for path in tables:
+        for row in _rows(path, ["cell_id", "donor"]):
+            donor_of[row["cell_id"]] = row["donor"]
+    for path in tables:
+        for row in _rows(path, ["key", "donor", "neighbors"]):
             others = {donor_of.get(n["cell_id"], row["donor"]) for n in row["neighbors"]}
             for other in sorted(others - {row["donor"]}):
                 yield (
@@ -202,45 +249,10 @@ def _leaks_between_donors(folder: Path, manifest: Manifest) -> Iterator[str]:
                 )
 
 
-def _sample_faults(
-    row: dict[str, Any],
-    contents: dict[str, bytes],
-    shard: ShardInfo,
-    manifest: Manifest,
-    panel: Panel,
-) -> Iterator[str]:
-    crc = 0
-    for content in contents.values():
-        crc = zlib.crc32(content, crc)
-    if crc != row["crc32"]:
-        yield "crc32 differs"
-    if row["key"] != sample_key(row["run"], row["cell_id"]) or row["run"] != manifest.run:
-        yield "the key is not that of its run and cell"
-    if row["donor"] != shard.donor:
-        yield f"donor {row['donor']!r} in a shard of {shard.donor!r}"
-    if row["panel"] != panel.panel_id or row["species"] != panel.species:
-        yield "its panel or species is not the run's"
-    patch = manifest.patch
-    if (row["fov_um"], row["mpp"]) != (patch.fov_um, patch.mpp):
-        yield "its field of view or mpp is not the manifest's"
+def _rows(path: Path, columns: list[str]) -> list[dict[str, Any]]:
+    """Rows of an index table; none of one that does not open, which is told with its shard."""
     try:
-        image = simplejpeg.decode_jpeg(contents["jpg"], colorspace="RGB")
-    except ValueError as error:
-        yield f"the patch does not decode: {error}"
-    else:
-        if image.shape != (patch.size_px, patch.size_px, 3):
-            yield f"the patch is {image.shape}, not {patch.size_px} px square"
-    if "counts" in contents:
-        genes = np.load(io.BytesIO(contents["counts"]), allow_pickle=False).astype(np.int64)
-        if genes.ndim != 2 or genes.shape[0] != 2 or (genes[1] <= 0).any():
-            yield "counts.npy is not (2, n) with counts above 0"
-        elif (np.diff(genes[0]) <= 0).any() or (genes[0] >= len(panel.genes)).any():
-            yield "genes of counts.npy are not ascending on the panel"
-        elif genes[1].sum() != row["n_counts"]:
-            yield f"counts add up to {genes[1].sum()}, the table says {row['n_counts']}"
-    if "neighbors" in contents:
-        cells = np.load(io.BytesIO(contents["neighbors"]), allow_pickle=False).astype(np.int64)
-        if cells.ndim != 2 or cells.shape[0] != 3 or (cells[2] <= 0).any():
-            yield "neighbors.npy is not (3, m) with counts above 0"
-        elif (cells[0] >= len(row["neighbors"])).any() or (cells[1] >= len(panel.genes)).any():
-            yield "neighbors.npy names a neighbour or a gene that is not there"
+        rows: list[dict[str, Any]] = pq.read_table(path, columns=columns).to_pylist()
+    except (OSError, pa.ArrowException):
+        return []
+    return rows if rows and rows[0].keys() == set(columns) else []

@@ -18,11 +18,13 @@ R = TypeVar("R", bound=Record)
 
 
 def read_record(path: Path, kind: type[R]) -> R:
-    """A JSON record from disk. Raises BadInput where it is absent, broken or of another version."""
+    """A JSON record from disk. Raises BadInput where it can't be read or is of another version."""
     try:
         return kind.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         found = "no such file"
+    except OSError as error:
+        found = str(error.strerror)
     except (ValidationError, UnicodeDecodeError) as error:
         found = str(error).replace("\n", "; ")
     raise BadInput(

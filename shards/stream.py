@@ -254,12 +254,17 @@ def _check_composition(path: Path, dataset: Dataset, before: list[Dataset]) -> N
                 found=f"run {min(twice)} in more than one",
                 remedy="name each dataset once, or curate the runs into one dataset",
             )
-        for donor in sorted(dataset.donors.keys() & other.donors.keys()):
-            if dataset.donors[donor] != other.donors[donor]:
+        aliases = {**other.aliases, **dataset.aliases}
+        here, there = (
+            {aliases.get(donor, donor): split for donor, split in d.donors.items()}
+            for d in (dataset, other)
+        )
+        for donor in sorted(here.keys() & there.keys()):
+            if here[donor] != there[donor]:
                 raise BadInput(
                     path,
                     expected=f"donor {donor} in one split",
-                    found=f"{dataset.donors[donor]} here, {other.donors[donor]} in another dataset",
+                    found=f"{here[donor]} here, {there[donor]} in another dataset",
                     remedy="assign the donor the same split wherever it is curated",
                 )
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from flows.cli import main
+from shards.artifact import sha256_of
 from shards.check import describe, validate
 from shards.dataset import publish_dataset, read_dataset
 from shards.errors import BadInput
@@ -50,6 +55,60 @@ def swap_two_tables(root: Path) -> None:
     b.write_bytes(a_bytes)
 
 
+def swap_two_shards(root: Path) -> None:
+    first, second = sorted(root.glob("runs/*/shards/*/*.tar"))[:2]
+    for suffix in (".tar", ".parquet"):
+        a, b = first.with_suffix(suffix), second.with_suffix(suffix)
+        a.rename(root / "a")
+        b.rename(a)
+        (root / "a").rename(b)
+
+
+def swap_a_tar_and_its_table(root: Path) -> None:
+    tar = a_tar(root)
+    tar.rename(root / "a")
+    tar.with_suffix(".parquet").rename(tar)
+    (root / "a").rename(tar.with_suffix(".parquet"))
+
+
+def lose_a_shard_set(root: Path) -> None:
+    shutil.rmtree(a_tar(root).parent)
+
+
+def lose_the_record(root: Path) -> None:
+    (a_tar(root).parent / "artifact.json").unlink()
+
+
+def put_a_folder_for_a_tar(root: Path) -> None:
+    tar = a_tar(root)
+    tar.unlink()
+    tar.mkdir()
+
+
+def put_a_folder_for_a_manifest(root: Path) -> None:
+    manifest = a_tar(root).parent / "manifest.json"
+    manifest.unlink()
+    manifest.mkdir()
+
+
+def a_panel(root: Path) -> Path:
+    (panel,) = root.glob("panels/*.json")
+    return panel
+
+
+def edit_a_panel(root: Path) -> None:
+    a_panel(root).write_text(a_panel(root).read_text().replace("GENE3", "GENE03"))
+
+
+def lose_a_panel(root: Path) -> None:
+    a_panel(root).unlink()
+
+
+def lose_the_dataset(root: Path) -> None:
+    (path,) = root.glob("datasets/*.json")
+    path.unlink()
+
+
 def edit_the_dataset(root: Path, change: Callable[[dict[str, object]], None]) -> None:
     pointer = json.loads((root / "dataset.json").read_text())
     path = root / pointer["dataset"]
@@ -73,17 +132,93 @@ def list_a_shard_twice(root: Path) -> None:
     ("damage", "words"),
     [
         (flip_a_byte_of_a_patch, "sha256"),
-        (cut_a_tar, "sha256"),
+        (cut_a_tar, "bytes, the manifest says"),
         (lose_a_table, "missing"),
         (swap_two_tables, "sha256"),
+        (swap_two_shards, "000000.tar: sha256"),
+        (swap_a_tar_and_its_table, "000000.parquet: sha256"),
+        (lose_a_shard_set, "manifest.json: the folder is missing"),
+        (lose_the_record, "artifact.json: missing"),
+        (put_a_folder_for_a_tar, "000000.tar: not a file"),
+        (put_a_folder_for_a_manifest, "manifest.json: Is a directory"),
+        (edit_a_panel, "but its genes hash to"),
+        (lose_a_panel, ".json: no such file"),
+        (lose_the_dataset, ".json: no such file"),
         (move_a_donor_to_another_split, "donor 'D1' is in test, but the shard is not"),
         (list_a_shard_twice, "listed in 2 places"),
     ],
 )
-def test_damage_is_found(tmp_path: Path, damage: Callable[[Path], None], words: str) -> None:
-    write_tiny_dataset(tmp_path)
+def test_damage_is_found(
+    tmp_path: Path,
+    damage: Callable[[Path], None],
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_tiny_dataset(tmp_path, {"D1": "train", "D2": "test"}, n_per_donor=8, max_samples=4)
     damage(tmp_path)
     assert any(words in fault for fault in validate(tmp_path))
+    assert main(["check", str(tmp_path)]) == 1
+    told = capsys.readouterr()
+    assert words in told.out
+    assert told.err == ""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("tiny")
+    return write_tiny_dataset(root, {"D1": "train", "D2": "test"}, n_per_donor=3, max_samples=2)
+
+
+def files(root: Path) -> list[Path]:
+    return sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith("."))
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(st.data())
+def test_a_flipped_byte_anywhere_is_found(tiny: Path, data: st.DataObject) -> None:
+    path = data.draw(st.sampled_from(files(tiny)))
+    whole = path.read_bytes()
+    at = data.draw(st.integers(0, len(whole) - 1))
+    damaged = bytearray(whole)
+    damaged[at] ^= data.draw(st.integers(1, 255))
+    try:
+        path.write_bytes(damaged)
+        faults = validate(tiny)
+    finally:
+        path.write_bytes(whole)
+    # Another file may be named too, as one that does not fit; the damaged one always is.
+    assert any(path.name in fault or path.stem in fault for fault in faults)
+
+
+def test_every_byte_of_the_small_records_is_looked_at(tiny: Path) -> None:
+    for path in (tiny / "dataset.json", next(tiny.glob("datasets/*.json"))):
+        whole = path.read_bytes()
+        for at in range(0, len(whole), 1 if len(whole) < 300 else 17):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+            assert validate(tiny), at
+        path.write_bytes(whole)
+    assert validate(tiny) == []
+
+
+def test_a_manifest_edited_to_fit_a_broken_tar_is_found(tiny: Path, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(tiny, root)
+    tar = a_tar(root)
+    for content, words in ((b"", "does not open"), (b"x" * 700, "does not open")):
+        tar.write_bytes(content)
+        manifest = tar.parent / "manifest.json"
+        record = json.loads(manifest.read_text())
+        (shard,) = [s for s in record["shards"] if s["name"] == tar.stem]
+        shard |= {"tar_sha256": sha256_of(tar), "tar_bytes": max(len(content), 1)}
+        manifest.write_text(json.dumps(record, indent=1))
+        faults = validate(root)
+        assert any("manifest.json: the manifest is not the one" in fault for fault in faults)
+        assert any("artifact.json" in fault and tar.name in fault for fault in faults)
+        assert any(words in fault for fault in faults) == bool(content)
 
 
 def test_an_edited_manifest_is_found(tmp_path: Path) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import simplejpeg
 
-from shards.artifact import sha256_of, write_atomically
-from shards.dataset import panel_path, publish_dataset
+from shards.artifact import Identity, build_artifact, sha256_of, write_atomically
+from shards.dataset import panel_path, publish_dataset, read_manifest
 from shards.schema import Dataset, DatasetRun, Gene, Manifest, Panel, PatchSpec, Split, Totals
 from shards.write import MANIFEST_FILE, Sample, narrow_counts, write_shards
 
@@ -86,29 +87,27 @@ def write_tiny_dataset(
     runs, shards = [], {split: [] for split in ("train", "val", "test")}
     for k, (donor, split) in enumerate(donors.items()):
         run = f"run{k}"
-        fingerprint = hashlib.sha256(f"{seed}{donor}".encode()).hexdigest()[:20]
-        relative = f"runs/{run}/shards/{fingerprint}"
-        folder = root / relative
-        folder.mkdir(parents=True)
         samples = tiny_samples(run, donor, n_per_donor, panel, seed + k)
-        infos = write_shards(folder, samples, run=run, max_samples=max_samples)
         totals = Totals(seen=n_per_donor + 1, kept=n_per_donor, dropped={"low_counts": 1})
-        manifest = Manifest(
-            run=run,
-            source_id=None,
-            tissue="test",
-            species=panel.species,
-            panel_id=panel.panel_id,
-            patch=PATCH,
-            totals=totals,
-            shards=tuple(infos),
+        folder, record, _ = build_artifact(
+            root / "runs" / run / "shards",
+            Identity(
+                stage="shards",
+                stage_version=1,
+                config={"donor": donor, "seed": seed, "n": n_per_donor, "max": max_samples},
+                parents={},
+                inputs={},
+            ),
+            partial(_write_set, run, panel, samples, totals, max_samples),
+            provenance={},
+            check_inputs=lambda: None,
         )
-        write_atomically(folder / MANIFEST_FILE, manifest.model_dump_json(indent=1).encode())
+        relative = folder.relative_to(root).as_posix()
         runs.append(
             DatasetRun(
                 run=run,
                 path=relative,
-                fingerprint=fingerprint,
+                fingerprint=record.fingerprint,
                 manifest_sha256=sha256_of(folder / MANIFEST_FILE),
                 species=panel.species,
                 tissue="test",
@@ -116,7 +115,7 @@ def write_tiny_dataset(
                 totals=totals,
             )
         )
-        shards[split] += [f"{relative}/{info.name}" for info in infos]
+        shards[split] += [f"{relative}/{info.name}" for info in read_manifest(folder).shards]
     dataset = Dataset.of(
         "tiny",
         runs,
@@ -126,3 +125,26 @@ def write_tiny_dataset(
     )
     publish_dataset(root, dataset)
     return root
+
+
+def _write_set(
+    run: str,
+    panel: Panel,
+    samples: list[Sample],
+    totals: Totals,
+    max_samples: int,
+    folder: Path,
+    blocks: Path,
+) -> dict[str, Any]:
+    manifest = Manifest(
+        run=run,
+        source_id=None,
+        tissue="test",
+        species=panel.species,
+        panel_id=panel.panel_id,
+        patch=PATCH,
+        totals=totals,
+        shards=tuple(write_shards(folder, samples, run=run, max_samples=max_samples)),
+    )
+    write_atomically(folder / MANIFEST_FILE, manifest.model_dump_json(indent=1).encode())
+    return totals.model_dump()
