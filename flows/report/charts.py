@@ -49,7 +49,7 @@ def histogram(
             mark[1],
             (mark[0], 1),
             xycoords=("data", "axes fraction"),
-            xytext=(3, -9),
+            xytext=(0, 2),  # above the bars, which the words would hide among
             textcoords="offset points",
             fontsize=7,
             color=_COLOURS[1],
@@ -130,7 +130,8 @@ def arrow_map(
         angles="xy",  # y points down, and so do the arrows
         scale_units="x",
         scale=max(longest_um, 1e-6) / (edge_um / 1000),
-        width=0.006,
+        width=0.008,
+        headwidth=4,
         color="white",
         edgecolor=_INK,
         linewidth=0.4,

@@ -34,9 +34,11 @@ def run_checks(
 ) -> list[Check]:
     """The checks of one run, by the limits of the stages; "none" where a person has to judge.
 
+    What is wrong comes first, then what wants a look.
+
     `summary` is of the cells artifact, `patches_summary` of the patches artifact.
     """
-    return [
+    checks = [
         *(_registration_checks(registration) if registration else []),
         *_match_checks(figures, summary),
         *(_fit_checks(fit) if fit else []),
@@ -48,19 +50,17 @@ def run_checks(
             "none",
         ),
         Check(
-            "Patches over damaged places of the file",
+            "Patches over damaged places",
             _share(patches_summary["n_on_damaged_tile"], patches_summary["n_cut"]),
             "0",
             "look" if patches_summary["n_on_damaged_tile"] else "good",
         ),
         *_donor_checks(totals),
         Check(
-            "Cells kept",
-            _share(totals.kept, totals.seen),
-            "most; the totals below say why the others are not",
-            "none",
+            "Cells kept", _share(totals.kept, totals.seen) + _most_dropped(totals), "most", "none"
         ),
     ]
+    return sorted(checks, key=lambda check: {"bad": 0, "look": 1}.get(check.mark, 2))
 
 
 def _registration_checks(registration: Registration) -> list[Check]:
@@ -127,26 +127,23 @@ def _match_checks(figures: CellFigures, summary: dict[str, Any]) -> list[Check]:
 
 
 def _fit_checks(fit: FitMaps) -> list[Check]:
-    checks = []
-    if fit.shift_um is not None:
-        x_um, y_um = fit.shift_um
-        checks.append(
-            Check(
-                "Steady shift of the H&E nuclei",
-                f"{x_um:+.1f} µm to the right, {y_um:+.1f} µm down",
-                "less than a micron or two",
-                "none",
-            )
+    checks = [
+        Check(
+            "Steady shift of the H&E nuclei",
+            fit.shift_in_words,
+            "less than a micron or two",
+            "none",
         )
+    ]
     if fit.distance_range_um is not None and fit.match_range is not None:
         near_um, far_um = fit.distance_range_um
         least, most = fit.match_range
         checks.append(
             Check(
                 "The fit from place to place",
-                f"{near_um:.1f} to {far_um:.1f} µm apart, {least:.0%} to {most:.0%} of cells "
-                "with an H&E nucleus",
-                "alike everywhere; the maps show where it is not",
+                f"{near_um:.1f} to {far_um:.1f} µm apart; {least:.0%} to {most:.0%} of the cells "
+                "matched",
+                "alike everywhere: see the maps",
                 "none",
             )
         )
@@ -166,13 +163,20 @@ def _donor_checks(totals: Totals) -> list[Check]:
     ]
 
 
+def _most_dropped(totals: Totals) -> str:
+    reason = max(totals.dropped, key=lambda name: totals.dropped[name], default=None)
+    if reason is None or not totals.dropped[reason]:
+        return ""
+    return f"; most others dropped for {reason.replace('_', ' ')}, {totals.dropped[reason]:,}"
+
+
 def _counts_checks(qc: dict[str, Any]) -> list[Check]:
     mismatches = qc["matrix_mismatches"]
     checks = []
     if mismatches is not None:
         checks.append(
             Check(
-                "Counts against the bundle's own matrix",
+                "Counts against the bundle's matrix",
                 f"{mismatches:,} of {qc['n_entries']:,} entries differ",
                 "0",
                 "bad" if mismatches else "good",
@@ -182,10 +186,10 @@ def _counts_checks(qc: dict[str, Any]) -> list[Check]:
     if inside:
         controls = sum(n for name, n in qc["by_category"].items() if name.startswith("negative_"))
         checks.append(
-            Check("Negative controls in cells", _share(controls, inside), "next to none", "none")
+            Check("Negative controls in cells", _share(controls, inside, 3), "next to none", "none")
         )
     return checks
 
 
-def _share(part: int, whole: int) -> str:
-    return f"{part:,} of {whole:,}" + (f" ({part / whole:.1%})" if whole else "")
+def _share(part: int, whole: int, digits: int = 1) -> str:
+    return f"{part:,} of {whole:,}" + (f" ({part / whole:.{digits}%})" if whole else "")

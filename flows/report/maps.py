@@ -117,6 +117,17 @@ class FitMaps:
     match_range: tuple[float, float] | None
     charts: dict[str, str]
 
+    @property
+    def shift_in_words(self) -> str:
+        """As "0.2 µm to the right and 0.3 µm up"; "not measured" without a measured cell."""
+        if self.shift_um is None:
+            return "not measured"
+        x_um, y_um = self.shift_um
+        return (
+            f"{abs(x_um):.1f} µm to the {'left' if x_um < 0 else 'right'} and "
+            f"{abs(y_um):.1f} µm {'up' if y_um < 0 else 'down'}"
+        )
+
 
 def fit_maps(positions_um: Points, table: pd.DataFrame, moved_um: Values) -> FitMaps:
     """Residuals, distances and match rate over the section.

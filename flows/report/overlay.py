@@ -22,7 +22,7 @@ from pairing.geometry import Affine
 from pairing.registration.record import Registration
 from pairing.slide import Slide, open_slide
 from pairing.xenium import open_xenium
-from segmentation.segment import NUCLEI_FILE
+from segmentation.config import NUCLEI_FILE
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,9 @@ from PIL import Image
 
 from flows.cluster import BlockMap, Runtime
 from flows.config import CurateConfig, read_curate_config
-from flows.pipeline import Curated, curate
+from flows.history import HISTORY_FILE, HistoryEntry, StageHistory, append_history, read_history
+from flows.local import curate_and_remember
+from flows.pipeline import Curated
 from flows.report import RetrievalLine, read_retrieval, write_evaluation_page, write_report
 from flows.report.views import chosen_places
 from pairing.simulate import SimulationParams, simulate
@@ -46,15 +48,15 @@ donor = '''<script>alert('x')</script>&"D1'''
 tissue = "<b>bold</b>"
 [[runs]]
 id = "dapi"
-xenium = "raw/outs"
+xenium = "other/outs"
 image = "morphology"
 donor = "M1"
 [[runs]]
 id = "broken"
-xenium = "raw/outs"
-slide = "raw/he.ome.tif"
+xenium = "other/outs"
+slide = "other/he.ome.tif"
 alignment = "two-points.csv"
-donor = "D3"
+donor = "M1"
 """
 N_CELLS = 240
 
@@ -107,13 +109,14 @@ class Page(HTMLParser):
 def curated(tmp_path_factory: pytest.TempPathFactory) -> tuple[CurateConfig, Curated]:
     folder = tmp_path_factory.mktemp("report")
     simulate(folder / "raw", SimulationParams(n_cells=N_CELLS, seed=3))
+    simulate(folder / "other", SimulationParams(n_cells=N_CELLS, seed=4))
     (folder / "two-points.csv").write_text(
         "fixedX,fixedY,alignmentX,alignmentY\n1,1,1,1\n500,500,500,500\n"
     )
     (folder / "curate.toml").write_text(CONFIG, encoding="utf-8")
     config = read_curate_config(folder / "curate.toml")
     with BlockMap(Runtime(workers=1)) as blocks:
-        return config, curate(config, blocks, device="cpu", partial_dataset=True)
+        return config, curate_and_remember(config, blocks, device="cpu", partial_dataset=True)
 
 
 @pytest.fixture(scope="module")
@@ -145,8 +148,9 @@ def test_a_page_is_one_file_and_runs_nothing(pages: dict[str, Page]) -> None:
         assert all(re.fullmatch(r"[\w-]+\.html", link) for link in page.links)
         for uri in page.images:
             assert min(decoded(uri).size) > 50
-    # Three zooms, four places, five charts and the gallery; DAPI has no matches to chart.
-    assert len(pages["he"].images) == 3 + 4 + 5 + 24
+    # Three zooms, four places, residuals of keypoints, five charts, three maps and the gallery;
+    # DAPI has neither keypoints nor matches.
+    assert len(pages["he"].images) == 3 + 4 + 1 + 5 + 3 + 24
     assert len(pages["dapi"].images) == 3 + 4 + 3 + 24
 
 
