@@ -14,7 +14,7 @@ from flows.config import CurateConfig, RunConfig, split_of
 from flows.log import working_on
 from flows.stages import RunStages
 from pairing import cells
-from shards.artifact import sha256_of, write_atomically
+from shards.artifact import sha256_of, write_if_changed
 from shards.content import ContentHashes
 from shards.dataset import panel_path, publish_dataset, read_manifest, read_record
 from shards.errors import BadInput
@@ -64,7 +64,7 @@ def plan_runs(
         with _collecting(run.id, failures):
             planned.append(RunStages(config, run, hashes, blocks, device, call))
             hashes.save()
-    failures |= conflicts.same_bundles([(p.run, p.inputs["xenium"]) for p in planned])
+    _add(conflicts.same_bundles([(p.run, p.inputs["xenium"]) for p in planned]), failures)
     return _without(planned, failures), failures
 
 
@@ -88,7 +88,7 @@ def curate(
         with _collecting(stages.run.id, failures):
             stages.register()
     planned = _without(planned, failures)
-    failures |= _overlaps(planned)
+    _add(_overlaps(planned), failures)
     runs: list[CuratedRun] = []
     for stages in _without(planned, failures):
         with _collecting(stages.run.id, failures):
@@ -110,6 +110,13 @@ def _collecting(run: str, failures: dict[str, Exception]) -> Iterator[None]:
             log.error("%s: failed: %s", run, error)
             log.debug("", exc_info=True)
             failures[run] = error
+
+
+def _add(found: dict[str, Exception], failures: dict[str, Exception]) -> None:
+    for run, error in found.items():
+        with working_on(run):
+            log.error("%s: failed: %s", run, error)
+    failures |= found
 
 
 def _without(planned: list[RunStages], failures: dict[str, Exception]) -> list[RunStages]:
@@ -139,7 +146,7 @@ def compose(config: CurateConfig, runs: list[CuratedRun]) -> Dataset:
         relative = folder.relative_to(config.out).as_posix()
         panel = read_record(run.built["cells"].folder / cells.PANEL_FILE, Panel)
         panels[panel.panel_id] = panel_path(panel.panel_id)
-        write_atomically(
+        write_if_changed(
             config.out / panel_path(panel.panel_id), panel.model_dump_json(indent=1).encode()
         )
         for donor, n_cells in run.built["shards"].summary["n_cells_of_donor"].items():
