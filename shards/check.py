@@ -65,9 +65,11 @@ def validate(path: Path) -> list[str]:
     try:
         dataset, root = read_dataset(path)
     except BadInput as error:
-        if not (path / POINTER_FILE if path.is_dir() else path).exists():
+        asked = path / POINTER_FILE if path.is_dir() else path
+        if not asked.exists():
             raise
-        return [f"{error.where}: {error.found}; {_REMEDY}"]
+        named = "" if error.where == str(asked) else f", which {asked.name} names"
+        return [f"{error.where}{named}: {error.found}; {_REMEDY}"]
     faults = list(_json_faults(path, dataset, root))
     panels: dict[str, Panel] = {}
     for panel_id, relative in dataset.panels.items():

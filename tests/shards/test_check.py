@@ -143,7 +143,7 @@ def list_a_shard_twice(root: Path) -> None:
         (put_a_folder_for_a_manifest, "manifest.json: Is a directory"),
         (edit_a_panel, "but its genes hash to"),
         (lose_a_panel, ".json: no such file"),
-        (lose_the_dataset, ".json: no such file"),
+        (lose_the_dataset, ".json, which dataset.json names: no such file"),
         (move_a_donor_to_another_split, "donor 'D1' is in test, but the shard is not"),
         (list_a_shard_twice, "listed in 2 places"),
     ],
