@@ -24,8 +24,8 @@ from skimage.measure import label
 from skimage.morphology import remove_small_objects
 from skimage.segmentation import watershed
 
+from segmentation.config import COMPACT_PATH
 from segmentation.network import (
-    COMPACT_PATH,
     MIN_NUCLEUS_UM2,
     load_model,
     optical_density,

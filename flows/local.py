@@ -15,11 +15,16 @@ from flows.config import CurateConfig, read_curate_config
 from flows.history import HistoryEntry, StageHistory, append_history
 from flows.log import logged_to
 from flows.outfolder import claim_out
-from flows.report import write_report
 from flows.scratch import scratch
+from shards.artifact import write_atomically
 from shards.errors import BadInput, BadInputs
+from shards.schema import digest
 
 log = logging.getLogger("cellpair")
+
+REPORT_FOLDER = "report"
+INDEX_FILE = "index.html"
+_STATE_FILE = ".says"  # what the pages were written of
 
 
 def curate_locally(
@@ -57,8 +62,34 @@ def run_pipeline(
             only=only,
             partial_dataset=partial_dataset,
         )
-        _tell(curated, write_report(config, curated))
+        _tell(curated, _write_report(config, curated))
     return curated
+
+
+def _write_report(config: CurateConfig, curated: pipeline.Curated) -> Path:
+    """The pages, written anew where they would say something else than they do."""
+    folder = config.out / REPORT_FOLDER
+    says = digest(
+        [
+            version("cellpair"),
+            config.model_dump(mode="json"),
+            curated.dataset.fingerprint if curated.dataset else None,
+            [b.fingerprint for run in curated.runs for b in run.built.values()],
+        ]
+    )
+    index, state = folder / INDEX_FILE, folder / _STATE_FILE
+    made = any(not b.reused for run in curated.runs for b in run.built.values())
+    there = index.exists() and state.exists() and state.read_text() == says
+    if there and not made and not curated.failures:
+        return index
+    # Seconds of matplotlib, and pictures of every slide, which a run that changed nothing spares.
+    from flows.report import write_report
+
+    state.unlink(missing_ok=True)
+    page = write_report(config, curated)
+    if not curated.failures:
+        write_atomically(state, says.encode())
+    return page
 
 
 def curate_and_remember(

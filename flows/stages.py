@@ -23,7 +23,7 @@ from pairing.registration.given import read_alignment
 from pairing.registration.record import REGISTRATION_FILE, Registration
 from pairing.slide import open_slide
 from pairing.xenium import open_xenium
-from segmentation import segment
+from segmentation import config as segmentation
 from shards.artifact import Identity, Make, build_artifact, find_artifact, write_atomically
 from shards.content import ContentHashes
 from shards.dataset import read_record
@@ -59,7 +59,7 @@ class RunStages:
         given = {key: getattr(run, key) for key in RUN_FILES}
         self.inputs = {k: hashes.of(path) for k, path in given.items() if path is not None}
         self.spec = config.patch.spec("he" if run.slide else "morphology")
-        self.segmentation = segment.SegmentationConfig(model=config.segmentation.model)
+        self.segmentation = segmentation.SegmentationConfig(model=config.segmentation.model)
         self.cells = cells.CellsConfig(**config.cells.model_dump(), center=config.patch.center)
         self.packing = pack.PackConfig(
             run=run.id,
@@ -81,10 +81,10 @@ class RunStages:
                 inputs=("xenium", "slide", "alignment"),
             )
         if self.run.slide is not None and self.segmentation.model != "none":
-            self.inputs["weights"] = segment.weights_digest(self.segmentation.model)
+            self.inputs["weights"] = segmentation.weights_digest(self.segmentation.model)
             self._add(
                 "nuclei",
-                segment.STAGE_VERSION,
+                segmentation.STAGE_VERSION,
                 {**self.segmentation.fingerprint_config(), "mpp": self.run.mpp},
                 inputs=("slide", "weights"),
             )
@@ -250,8 +250,11 @@ class RunStages:
     # Nuclei on the H&E.
 
     def _write_nuclei(self, out: Path, kept: Path) -> dict[str, Any]:
+        # Seconds of torch that a run whose nuclei are there never needs.
+        from segmentation.segment import write_nuclei
+
         assert self.run.slide is not None
-        return segment.write_nuclei(
+        return write_nuclei(
             out,
             kept,
             self.run.slide,
@@ -275,7 +278,7 @@ class RunStages:
                 )
             he_nuclei = he_px_from_xenium_um = mpp = None
             if "nuclei" in self.built:
-                he_nuclei = pq.read_table(self.built["nuclei"].folder / segment.NUCLEI_FILE)
+                he_nuclei = pq.read_table(self.built["nuclei"].folder / segmentation.NUCLEI_FILE)
                 registration = self._registration()
                 he_px_from_xenium_um, mpp = registration.affine, registration.slide_mpp
             return cells.write_cells(

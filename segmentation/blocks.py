@@ -11,9 +11,8 @@ from scipy import ndimage
 
 from pairing.geometry import Box
 from pairing.slide import Slide
+from segmentation.config import GRID_PX
 
-# The network's strides multiply to 16: on a grid of multiples of it every block sees the same.
-GRID_PX = 16
 # Tissue is looked for at this pixel size, and as much around it is segmented too.
 _TISSUE_MPP = 8.0
 _TISSUE_MARGIN_UM = 40.0

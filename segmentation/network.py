@@ -20,10 +20,10 @@ from pydantic import Field
 from torch import nn
 from torch.nn import functional
 
+from segmentation.config import weights_digest, weights_path
 from shards.errors import BadInput, not_there_yet
 from shards.schema import Record
 
-COMPACT_PATH: Final = Path(__file__).parent / "weights" / "compact.pt"
 # Cellpose 4 networks were trained with objects scaled to 30 px; a nucleus of 8 µm is that wide
 # at 0.27 µm a pixel, close to a 40x scan.
 FOREIGN_MPP: Final = 8.0 / 30.0
@@ -200,7 +200,7 @@ def load_model(model: str, device: str = "auto") -> NucleusNetwork:
     """
     # How sums are cut among threads shows in their last bits: one thread here as on any worker.
     torch.set_num_threads(1)
-    path = _weights_path(model)
+    path = weights_path(model)
     state = _read_state(path)
     where = _torch_device(device)
     if _OWN_KEY in state:
@@ -234,11 +234,6 @@ def load_model(model: str, device: str = "auto") -> NucleusNetwork:
     return NucleusNetwork(foreign, FOREIGN_MPP, weights_digest(model))
 
 
-def weights_digest(model: str) -> str:
-    """SHA-256 of the weights that `model` names, for fingerprints. Raises as `load_model`."""
-    return hashlib.sha256(_weights_path(model).read_bytes()).hexdigest()
-
-
 def read_metadata(weights: Path) -> CompactMetadata:
     """What lies beside compact weights. Raises BadInput where it is missing or not theirs."""
     path = weights.with_suffix(".json")
@@ -259,18 +254,6 @@ def read_metadata(weights: Path) -> CompactMetadata:
             remedy="copy both files that segmentation.train_compact writes",
         )
     return metadata
-
-
-def _weights_path(model: str) -> Path:
-    path = COMPACT_PATH if model == "compact" else Path(model)
-    if not path.is_file():
-        raise BadInput(
-            f"model = {model!r}",
-            expected="compact, or the path of Cellpose 4 weights",
-            found="no such file",
-            remedy="download the weights yourself and give their path; nothing is fetched here",
-        )
-    return path
 
 
 def _read_state(path: Path) -> dict[str, torch.Tensor]:

@@ -13,53 +13,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
-from pydantic import Field
 
 from pairing.slide import Damage, open_slide
-from segmentation.blocks import GRID_PX, Block, plan_blocks
-from segmentation.network import load_model, weights_digest
+from segmentation.blocks import Block, plan_blocks
+from segmentation.config import NUCLEI_FILE, SegmentationConfig, weights_digest
+from segmentation.network import load_model
 from segmentation.outlines import NUCLEI_SCHEMA, nuclei_table
 from segmentation.pictures import nuclei_geojson, overview_picture
 from shards.artifact import tell_found, write_atomically, written_aside
 from shards.errors import BadInput
 from shards.schema import Record
 
-__all__ = [
-    "NUCLEI_FILE",
-    "STAGE_VERSION",
-    "SegmentationConfig",
-    "collect",
-    "segment",
-    "segment_block",
-    "segment_blocks",
-    "segment_slide_to",
-    "weights_digest",
-    "write_nuclei",
-]
-
 log = logging.getLogger("cellpair")
 
-STAGE_VERSION = 2
-NUCLEI_FILE = "nuclei.parquet"
 _FACTS = b"cellpair.block"
 # Two outlines of different blocks that share more than this are one nucleus seen twice.
 _DOUBLE_IOU = 0.5
-
-
-class SegmentationConfig(Record):
-    """What changes the nuclei that are found.
-
-    `model` is "compact" or a path to Cellpose 4 weights; block and halo are in pixels of the
-    network's mpp. A halo of 64 px holds a nucleus and the way its pixels flow.
-    """
-
-    model: str = "compact"
-    block_px: int = Field(default=1024, ge=GRID_PX, multiple_of=GRID_PX)
-    halo_px: int = Field(default=64, ge=0, multiple_of=GRID_PX)
-
-    def fingerprint_config(self) -> dict[str, Any]:
-        """All of it but the path of the weights: their content enters by `weights_digest`."""
-        return self.model_dump(exclude={"model"})
 
 
 class BlockMap(Protocol):

@@ -223,6 +223,12 @@ def write_atomically(path: Path, data: bytes) -> None:
         aside.write_bytes(data)
 
 
+def write_if_changed(path: Path, data: bytes) -> None:
+    """As `write_atomically`, but a file that holds these bytes is left as it is."""
+    if not path.is_file() or path.read_bytes() != data:
+        write_atomically(path, data)
+
+
 def link_or_copy(source: Path, target: Path) -> None:
     """A second name for a file where the file system has such, else a copy of it."""
     try:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from shards.artifact import sha256_of, write_atomically
+from shards.artifact import sha256_of, write_if_changed
 from shards.errors import BadInput
 from shards.schema import digest
 
@@ -70,8 +70,7 @@ class ContentHashes:
         """Write the memory, with what other processes have remembered meanwhile."""
         known = {**_remembered(self._memory), **self._known}
         data = json.dumps(known, indent=0, sort_keys=True).encode()
-        if not self._memory.exists() or self._memory.read_bytes() != data:
-            write_atomically(self._memory, data)
+        write_if_changed(self._memory, data)
 
     def _file(self, path: Path, seen: tuple[int, int]) -> str:
         key = _key(path, seen)

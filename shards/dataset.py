@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from shards.artifact import write_atomically
+from shards.artifact import write_atomically, write_if_changed
 from shards.errors import BadInput
 from shards.schema import Dataset, DatasetPointer, Manifest, Panel, Record
 from shards.write import MANIFEST_FILE
@@ -69,4 +69,4 @@ def publish_dataset(root: Path, dataset: Dataset) -> None:
     if not (root / relative).exists():
         write_atomically(root / relative, dataset.model_dump_json(indent=1).encode())
     pointer = DatasetPointer(fingerprint=dataset.fingerprint, dataset=relative)
-    write_atomically(root / POINTER_FILE, pointer.model_dump_json(indent=1).encode())
+    write_if_changed(root / POINTER_FILE, pointer.model_dump_json(indent=1).encode())

@@ -17,7 +17,6 @@ import pandas as pd
 import pyarrow.parquet as pq
 import shapely
 import zarr
-from anndata.io import read_elem
 from scipy import sparse
 
 from pairing.slide import Slide
@@ -84,13 +83,13 @@ class StoreRun:
     @cached_property
     def _obs(self) -> pd.DataFrame:
         with parsed(self.path / "tables/table/obs"):
-            obs: pd.DataFrame = read_elem(self._table["obs"])
+            obs: pd.DataFrame = _element(self._table["obs"])
         return obs
 
     @cached_property
     def _var(self) -> pd.DataFrame:
         with parsed(self.path / "tables/table/var"):
-            var: pd.DataFrame = read_elem(self._table["var"])
+            var: pd.DataFrame = _element(self._table["var"])
         return var
 
     @cached_property
@@ -117,7 +116,7 @@ class StoreRun:
             if column not in self._obs:
                 self._raise(f"the column {column} in tables/table/obs", "none")
         with parsed(self.path / "tables/table/obsm/spatial"):
-            x_um, y_um = np.asarray(read_elem(self._table["obsm/spatial"]), np.float64).T[:2]
+            x_um, y_um = np.asarray(_element(self._table["obsm/spatial"]), np.float64).T[:2]
         cells = pd.DataFrame(
             {
                 "cell_id": self._obs["cell_id"].to_numpy(object),
@@ -199,7 +198,7 @@ class StoreRun:
     def read_matrix(self) -> sparse.csr_matrix | None:
         if not self._names_genes:
             return None
-        matrix = sparse.csr_matrix(read_elem(self._table["X"]))[:, np.flatnonzero(self._is_gene)]
+        matrix = sparse.csr_matrix(_element(self._table["X"]))[:, np.flatnonzero(self._is_gene)]
         counts = matrix.astype(np.int64)
         if (counts != matrix).nnz:
             self._raise("raw counts in tables/table/X", "numbers that are not whole")
@@ -294,3 +293,10 @@ class StoreRun:
             found=found,
             remedy="write the store again with a current spatialdata-io, or give the bundle itself",
         )
+
+
+def _element(stored: Any) -> Any:
+    # A second and a half of anndata that no bundle of the instrument's own needs.
+    from anndata.io import read_elem
+
+    return read_elem(stored)

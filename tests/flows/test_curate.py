@@ -386,8 +386,6 @@ def test_blocks_on_dask_give_the_same_bytes(simulated: Path, tmp_path: Path) -> 
     [
         ["register", "--xenium", "x"],
         ["predict", "a", "b"],
-        ["curate", "--xenium", "x", "--slide", "s"],
-        ["curate", "c.toml", "--plan"],
         ["train", "t.toml", "--init-from", "c"],
     ],
 )

@@ -13,14 +13,13 @@ from cellpose.metrics import average_precision
 from cellpose.vit import CPSAM
 
 from pairing.simulate.tile import labelled_tile
+from segmentation.config import COMPACT_PATH, weights_digest
 from segmentation.network import (
-    COMPACT_PATH,
     FOREIGN_MPP,
     CompactUNet,
     load_model,
     optical_density,
     read_metadata,
-    weights_digest,
 )
 from shards.errors import BadInput
 

@@ -16,9 +16,10 @@ from PIL import Image
 from pairing.simulate.tile import labelled_tile
 from pairing.slide import open_slide
 from segmentation.blocks import Block, plan_blocks
+from segmentation.config import SegmentationConfig
 from segmentation.outlines import NUCLEI_SCHEMA, nuclei_table
 from segmentation.pictures import nuclei_geojson
-from segmentation.segment import SegmentationConfig, collect, segment, segment_slide_to
+from segmentation.segment import collect, segment, segment_slide_to
 from shards.errors import BadInput
 
 MPP = 0.25
