@@ -165,7 +165,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         # Some editors put a byte-order mark before the text.
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         found = error.strerror if isinstance(error, OSError) else error
         raise BadInputs(
             [

@@ -89,7 +89,7 @@ def read_regions(path: Path) -> list[tuple[str, Outline]]:
 def _features(path: Path) -> list[Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise BadInput(
             path, expected="a GeoJSON file", found=str(error), remedy=_GEOJSON_REMEDY
         ) from error

@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from pairing.slide_damage import Damage
@@ -63,9 +64,7 @@ def _open_sources(path: Path, *, want_mpp: bool) -> Iterator[tuple[Sequence[Sour
                 yield tiff
                 return
         elif suffix in PICTURE_SUFFIXES:
-            with Image.open(path) as picture:
-                rgb = np.asarray(picture.convert("RGB"))
-            yield [ArrayLevel(rgb)], None
+            yield [ArrayLevel(_read_picture(path))], None
             return
         file = stack.enter_context(open_vendor(path))
         levels = [OpenSlideLevel(path, i, file) for i in range(file.slide.level_count)]
@@ -97,6 +96,21 @@ def open_plane(path: Path, *, mpp: float) -> Iterator[Slide]:
                 remedy="give the file that the instrument wrote",
             )
         yield Slide(path, mpp, tiff[0], fill=0)
+
+
+def _read_picture(path: Path) -> npt.NDArray[np.uint8]:
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's fault, not the file's
+        raise BadInput(
+            path,
+            expected="a whole PNG or JPEG picture of at most some 180 million pixels",
+            found=str(error),
+            remedy="check that the file was copied whole; export large slides as OME-TIFF",
+        ) from error
 
 
 def _check_exists(path: Path) -> None:

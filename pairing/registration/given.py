@@ -36,14 +36,14 @@ def read_alignment(
         he_px_from_morphology_px, fit = fit_keypoints(path, points, pixel_size_um)
         return "keypoints", he_px_from_morphology_px @ morphology_px_from_um, fit
     try:
-        morphology_px_from_he_px = Affine.of(_numbers(path, rows, width=3))
+        he_px_from_morphology_px = Affine.of(_numbers(path, rows, width=3)).inverse
     except ValueError as error:
         if isinstance(error, BadInput):
             raise
         raise BadInput(
             path, expected="an invertible 3 x 3 affine", found=str(error), remedy=_REMEDY
         ) from error
-    return "matrix", morphology_px_from_he_px.inverse @ morphology_px_from_um, None
+    return "matrix", he_px_from_morphology_px @ morphology_px_from_um, None
 
 
 def fit_keypoints(path: Path, points: Points, pixel_size_um: float) -> tuple[Affine, KeypointFit]:
@@ -86,7 +86,7 @@ def _read_rows(path: Path) -> list[list[str]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as f:
             rows = [row for row in csv.reader(f) if any(cell.strip() for cell in row)]
-    except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError) as error:
+    except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError, csv.Error) as error:
         raise BadInput(path, expected="a csv file", found=str(error), remedy=_REMEDY) from error
     if not rows:
         raise BadInput(path, expected="a csv file", found="an empty file", remedy=_REMEDY)

@@ -245,7 +245,7 @@ class BundleRun:
         if image is not None:
             # The header is enough, and unpacks no image of gigabytes from a zip.
             with (
-                parsed(path),
+                parsed(self.path / image),
                 self._files.open(image) as file,
                 TiffFile(file, is_ome=False) as tiff,
             ):

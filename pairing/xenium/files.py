@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import lzma
 import re
 import shutil
+import stat
 import tempfile
 import zipfile
 import zlib
@@ -25,15 +27,31 @@ _UNFINISHED = re.compile(
     r"|\..+\.(parquet|tif|zip|h5|gz|json|xenium)\.[A-Za-z0-9]{6}"
 )
 
-# What the libraries that parse a bundle raise where a file is damaged.
+# Names of tables, masks, matrices and images; a folder of such a name is none of them.
+_FILE_NAME = re.compile(r".+\.(parquet|csv\.gz|zarr\.zip|h5|json|ome\.tif)")
+
+# What the libraries that parse a bundle raise where a file is damaged; RecursionError is JSON's,
+# of text nested too deeply.
 _PARSE_ERRORS = (
     pa.ArrowException,
     ValueError,
     LookupError,
     TypeError,
     EOFError,
+    RecursionError,
     zipfile.BadZipFile,
     zlib.error,
+)
+
+# NotImplementedError: what Windows packs above 2 GB is "deflate64", read by few. RuntimeError: a
+# member is encrypted.
+_UNPACK_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
 )
 
 
@@ -84,8 +102,17 @@ class FolderFiles:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         patterns = ("*", *(f"{name}/*" for name in _FOLDERS))
-        found = [p for pattern in patterns for p in folder.glob(pattern) if p.is_file()]
-        self.names = _finished(folder, (p.relative_to(folder).as_posix() for p in found))
+        found = [p for pattern in patterns for p in folder.glob(pattern)]
+        for path in found:
+            if path.is_dir() and _FILE_NAME.fullmatch(path.name):
+                raise BadInput(
+                    path,
+                    expected="a file, as the instrument writes it",
+                    found="a folder",
+                    remedy="copy the file from the instrument's output again",
+                )
+        files = (p.relative_to(folder).as_posix() for p in found if p.is_file())
+        self.names = _finished(folder, files)
 
     def path(self, name: str) -> Path:
         return _with_content(self._folder / name)
@@ -97,8 +124,9 @@ class FolderFiles:
 class ZipFiles:
     """The files of a zipped bundle; each is extracted when it is first asked for.
 
-    The bundle may lie in one folder of the archive. Raises BadInput on an archive whose members
-    would be written outside the folder that they are extracted to, or that is damaged.
+    The bundle may lie in one folder of the archive. Raises BadInput on an archive with members
+    that are links, or would be written outside the folder that they are extracted to, or that is
+    damaged; and, on extracting, where a member is larger than the disk has room for.
     """
 
     def __init__(self, path: Path, stack: ExitStack) -> None:
@@ -106,14 +134,17 @@ class ZipFiles:
         with parsed(path):
             self._zip = stack.enter_context(zipfile.ZipFile(path))
         self._out = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xenium-")))
-        members = [i.filename for i in self._zip.infolist() if not i.is_dir()]
-        for member in members:
-            parts = PurePosixPath(member).parts
-            if member.startswith("/") or ".." in parts or "\\" in member or ":" in parts[0]:
+        infos = [i for i in self._zip.infolist() if not i.is_dir()]
+        members = [i.filename for i in infos]
+        for info in infos:
+            member, parts = info.filename, PurePosixPath(info.filename).parts
+            is_link = stat.S_ISLNK(info.external_attr >> 16)
+            leaves = not parts or member.startswith("/") or ".." in parts or ":" in parts[0]
+            if is_link or leaves or "\\" in member:
                 raise BadInput(
                     path,
-                    expected="members with relative names",
-                    found=f"{member!r}",
+                    expected="members that are files with relative names",
+                    found=f"{'a link, ' if is_link else ''}{member!r}",
                     remedy="pack the bundle again; this archive is not an instrument's",
                 )
         kept = [m for m in members if not m.startswith("__MACOSX/") and "/._" not in f"/{m}"]
@@ -132,6 +163,7 @@ class ZipFiles:
     def path(self, name: str) -> Path:
         target = self._out / name
         if not target.exists():
+            self._check_room(name)
             target.parent.mkdir(parents=True, exist_ok=True)
             part = target.with_name(target.name + ".part")
             with self.open(name) as member, part.open("wb") as out, self._unpacking(name):
@@ -143,12 +175,23 @@ class ZipFiles:
         with self._unpacking(name):
             return self._zip.open(self._top + name)
 
+    def _check_room(self, name: str) -> None:
+        # More than it declares a member never unpacks to: the rest is not read.
+        n_bytes = self._zip.getinfo(self._top + name).file_size
+        n_free = shutil.disk_usage(self._out).free
+        if n_bytes > n_free:
+            raise BadInput(
+                f"{self._path}, {name}",
+                expected=f"a member that {self._out.parent} has room for, {n_free:,} bytes",
+                found=f"{n_bytes:,} bytes when unpacked",
+                remedy="unpack the archive where there is room, and give the folder",
+            )
+
     @contextmanager
     def _unpacking(self, name: str) -> Iterator[None]:
         try:
             yield
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-            # NotImplementedError: what Windows packs above 2 GB is "deflate64", read by few.
+        except _UNPACK_ERRORS as error:
             raise BadInput(
                 f"{self._path}, {name}",
                 expected="a member that unpacks",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def read_manifest(path: Path, files: BundleFiles) -> Manifest:
     """The manifest of the bundle at `path`; BadInput where it is damaged or has no pixel size."""
     told = _read_json(path, files)
     pixel_size = told.get("pixel_size")
-    if not isinstance(pixel_size, int | float) or not pixel_size > 0:
+    if not isinstance(pixel_size, int | float) or not 0 < pixel_size < math.inf:
         raise BadInput(
             f"{path}, {MANIFEST}",
             expected="pixel_size: µm per pixel of the morphology image",
@@ -54,7 +55,7 @@ def _read_json(path: Path, files: BundleFiles) -> dict[str, Any]:
     try:
         told = json.loads(file.read_text("utf-8-sig"))
         found = f"a JSON {type(told).__name__}"
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         told, found = None, str(error)
     if not isinstance(told, dict):
         raise BadInput(
