@@ -1,10 +1,89 @@
-"""The output folder knows whose it is."""
+"""The output folder knows whose it is, so that no config writes into another's."""
 
 from __future__ import annotations
 
+import errno
+import os
+import tempfile
 from pathlib import Path
+from typing import Final, Literal
+
+from shards.artifact import write_if_changed
+from shards.dataset import read_record
+from shards.errors import BadInput
+from shards.schema import Record
+
+OUT_FILE: Final = "cellpair.json"
+# What may lie in the folder before its first run: a config, and what file managers leave.
+_MAY_LIE_THERE = (".toml",)
+_BAD_PLACE = {
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.EROFS: "a read-only file system",
+    errno.ENOTDIR: "a file in the place of a folder",
+    errno.EEXIST: "a file in the place of a folder",
+    errno.ENAMETOOLONG: "a name that is too long",
+    errno.ELOOP: "links that go in a circle",
+}
 
 
-def claim_out(out: Path, name: str, withdraw: tuple[str, ...]) -> None:
-    """Make the folder."""
-    out.mkdir(parents=True, exist_ok=True)
+class OutFolder(Record):
+    """`OUT/cellpair.json`: the config's name, and the donors that must not be found here."""
+
+    schema_version: Literal[1] = 1
+    name: str
+    withdrawn: tuple[str, ...]
+
+
+def read_out(out: Path) -> OutFolder | None:
+    """Whose folder this is; None where it is nobody's. Raises BadInput on a broken record."""
+    return read_record(out / OUT_FILE, OutFolder) if (out / OUT_FILE).exists() else None
+
+
+def claim_out(out: Path, name: str, withdrawn: tuple[str, ...]) -> None:
+    """Make the folder, or find that it is this config's; say there which donors are withdrawn.
+
+    Raises BadInput where it belongs to a config of another name, is in use for something else, or
+    can't be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):  # rights alone don't tell: root, mounts, quotas
+            pass
+    except OSError as error:
+        found = _BAD_PLACE.get(error.errno or 0)
+        if found is None:
+            raise
+        raise BadInput(
+            f"out = {out}",
+            expected="a folder that this user can write to",
+            found=f"{found}: {error.filename}",
+            remedy="change its permissions, or set out to another folder",
+        ) from error
+    owner = read_out(out)
+    if owner is None:
+        _check_unused(out)
+    elif owner.name != name:
+        raise BadInput(
+            f"out = {out}",
+            expected=f"a new folder, or the one of {name!r}",
+            found=f"the folder of {owner.name!r}",
+            remedy="set out to another folder, or name to the one that this folder belongs to",
+        )
+    record = OutFolder(name=name, withdrawn=withdrawn)
+    write_if_changed(out / OUT_FILE, record.model_dump_json(indent=1).encode())
+
+
+def _check_unused(out: Path) -> None:
+    others = sorted(
+        entry.name
+        for entry in os.scandir(out)
+        if not entry.name.startswith(".") and not entry.name.endswith(_MAY_LIE_THERE)
+    )
+    if others:
+        raise BadInput(
+            f"out = {out}",
+            expected="a new or empty folder, or one that cellpair made",
+            found=f"{', '.join(others[:3])}{' …' if len(others) > 3 else ''}, and no {OUT_FILE}",
+            remedy="set out to a folder of its own",
+        )

@@ -1,0 +1,57 @@
+"""Whose an output folder is, and what it must not be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flows.outfolder import OutFolder, claim_out, read_out
+from shards.errors import BadInput
+
+
+def test_a_new_folder_is_claimed_once(tmp_path: Path) -> None:
+    out = tmp_path / "not" / "there yet"
+    assert read_out(tmp_path) is None
+    claim_out(out, "pilot", ())
+    before = (out / "cellpair.json").stat()
+    claim_out(out, "pilot", ())
+    after = (out / "cellpair.json").stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+    claim_out(out, "pilot", ("D3",))
+    assert read_out(out) == OutFolder(name="pilot", withdrawn=("D3",))
+    assert [p.name for p in out.iterdir()] == ["cellpair.json"]
+
+
+def test_a_folder_with_a_config_is_free(tmp_path: Path) -> None:
+    (tmp_path / "curate.toml").touch()
+    (tmp_path / ".DS_Store").touch()
+    claim_out(tmp_path, "pilot", ())
+
+
+def test_another_configs_folder_is_refused(tmp_path: Path) -> None:
+    claim_out(tmp_path, "pilot", ())
+    with pytest.raises(BadInput, match=r"the one of 'second'[\s\S]*the folder of 'pilot'"):
+        claim_out(tmp_path, "second", ())
+    assert read_out(tmp_path) == OutFolder(name="pilot", withdrawn=())
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    for name in ("thesis.docx", "a", "b", "c"):
+        (tmp_path / name).touch()
+    with pytest.raises(BadInput, match=r"a, b, c …, and no cellpair.json"):
+        claim_out(tmp_path, "pilot", ())
+    assert not (tmp_path / "cellpair.json").exists()
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    for out in (tmp_path / "out", tmp_path / "out" / "below"):
+        with pytest.raises(BadInput, match="a file in the place of a folder"):
+            claim_out(out, "pilot", ())
+
+
+def test_a_broken_record_is_told(tmp_path: Path) -> None:
+    (tmp_path / "cellpair.json").write_text("{")
+    with pytest.raises(BadInput, match="cellpair.json"):
+        claim_out(tmp_path, "pilot", ())
