@@ -12,12 +12,12 @@ from pathlib import Path
 from flows import pipeline
 from flows.cluster import BlockMap, Runtime
 from flows.config import CurateConfig, read_curate_config
+from flows.failures import BAD_INPUT, DONE, FAULTS_FOUND, exit_code_of
 from flows.history import HistoryEntry, StageHistory, append_history
 from flows.log import logged_to
 from flows.outfolder import claim_out
 from flows.scratch import scratch
 from shards.artifact import write_atomically
-from shards.errors import BadInput, BadInputs
 from shards.schema import digest
 
 log = logging.getLogger("cellpair")
@@ -146,5 +146,6 @@ def _tell(curated: pipeline.Curated, page: Path) -> None:
 def exit_code(failures: Mapping[str, Exception]) -> int:
     """0 when every run went through, 2 when every failure is bad input, else 1."""
     if not failures:
-        return 0
-    return 2 if all(isinstance(e, BadInput | BadInputs) for e in failures.values()) else 1
+        return DONE
+    bad = all(exit_code_of(error) == BAD_INPUT for error in failures.values())
+    return BAD_INPUT if bad else FAULTS_FOUND

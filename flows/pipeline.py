@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from flows import conflicts
 from flows.built import Blocks, Built, Call, CuratedRun, direct
 from flows.config import CurateConfig, RunConfig, split_of
+from flows.failures import words_of
 from flows.log import working_on
 from flows.stages import RunStages
 from pairing import cells
@@ -107,7 +108,7 @@ def _collecting(run: str, failures: dict[str, Exception]) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # collected: one run's failure leaves the others going
-            log.error("%s: failed: %s", run, error)
+            log.error("%s: failed: %s", run, words_of(error))
             log.debug("", exc_info=True)
             failures[run] = error
 
@@ -115,7 +116,7 @@ def _collecting(run: str, failures: dict[str, Exception]) -> Iterator[None]:
 def _add(found: dict[str, Exception], failures: dict[str, Exception]) -> None:
     for run, error in found.items():
         with working_on(run):
-            log.error("%s: failed: %s", run, error)
+            log.error("%s: failed: %s", run, words_of(error))
     failures |= found
 
 

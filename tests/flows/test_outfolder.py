@@ -53,5 +53,5 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
 
 def test_a_broken_record_is_told(tmp_path: Path) -> None:
     (tmp_path / "cellpair.json").write_text("{")
-    with pytest.raises(BadInput, match="cellpair.json"):
+    with pytest.raises(BadInput, match=r"cellpair\.json"):
         claim_out(tmp_path, "pilot", ())
