@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from flows.config import CurateConfig
+from flows.local import INDEX_FILE, REPORT_FOLDER
 from flows.pipeline import Curated, CuratedRun
-from flows.report.write import INDEX_FILE, REPORT_FOLDER
 from shards.schema import Dataset
 
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
