@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -156,6 +156,36 @@ def test_order_and_repetition_of_blocks_change_no_byte(
     assert files == sorted(p.name for p in (tmp_path / "b").iterdir())
     for name in files:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_a_stopped_cut_goes_on_where_it_was(damaged: Path, centres_px: Any, tmp_path: Path) -> None:
+    def stopped(cut: Callable[[PatchBlock], str], blocks: Iterable[PatchBlock]) -> Iterator[str]:
+        for block in list(blocks)[:3]:
+            yield cut(block)
+        raise KeyboardInterrupt
+
+    went_on: list[str] = []
+
+    def watched(cut: Callable[[PatchBlock], str], blocks: Iterable[PatchBlock]) -> list[str]:
+        went_on.extend(block.name for block in blocks)
+        return [cut(block) for block in blocks]
+
+    whole = written(tmp_path / "whole", damaged, centres_px[:800])
+    with pytest.raises(KeyboardInterrupt):
+        written(tmp_path / "parts", damaged, centres_px[:800], stopped)
+    assert list((tmp_path / "parts").iterdir()) == []
+    kept = tmp_path / "parts-blocks"
+    assert len(list(kept.glob("*.parquet"))) == 3
+    # A block that was cut but not recorded is cut again: its table is what makes it whole.
+    first = min(kept.glob("*.parquet"))
+    first.unlink()
+    open_image = partial(open_slide, damaged)
+    again = write_patches(tmp_path / "parts", kept, open_image, centres_px[:800], SPEC, watched)
+    assert again == whole
+    assert len(went_on) == whole["n_blocks"] - 2
+    assert first.stem in went_on
+    for path in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "parts" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_damage_where_no_patch_is_cut_is_not_looked_for(damaged: Path, tmp_path: Path) -> None:
