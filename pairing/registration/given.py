@@ -31,19 +31,19 @@ def read_alignment(
     """
     rows = _read_rows(path)
     morphology_px_from_um = Affine.scale(1 / pixel_size_um)
-    if tuple(cell.strip() for cell in rows[0]) == KEYPOINT_COLUMNS:
-        points = _numbers(path, rows[1:], width=4)
-        he_px_from_morphology_px, fit = fit_keypoints(path, points, pixel_size_um)
-        return "keypoints", he_px_from_morphology_px @ morphology_px_from_um, fit
     try:
-        he_px_from_morphology_px = Affine.of(_numbers(path, rows, width=3)).inverse
+        if tuple(cell.strip() for cell in rows[0]) == KEYPOINT_COLUMNS:
+            points = _numbers(path, rows[1:], width=4)
+            he_px_from_morphology_px, fit = fit_keypoints(path, points, pixel_size_um)
+            return "keypoints", he_px_from_morphology_px @ morphology_px_from_um, fit
+        morphology_px_from_he_px = Affine.of(_numbers(path, rows, width=3))
+        return "matrix", morphology_px_from_he_px.inverse @ morphology_px_from_um, None
     except ValueError as error:
         if isinstance(error, BadInput):
             raise
         raise BadInput(
             path, expected="an invertible 3 x 3 affine", found=str(error), remedy=_REMEDY
         ) from error
-    return "matrix", he_px_from_morphology_px @ morphology_px_from_um, None
 
 
 def fit_keypoints(path: Path, points: Points, pixel_size_um: float) -> tuple[Affine, KeypointFit]:
