@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from flows.config import RunConfig
+from flows.transient import persistently
 
 Stage = Literal["registration", "nuclei", "cells", "patches", "shards"]
 
@@ -48,5 +49,5 @@ class CuratedRun:
 
 
 def direct(name: str, make: Callable[[], Built]) -> Built:
-    """The caller without a framework."""
-    return make()
+    """The caller without a framework; after an error that may pass the stage is tried again."""
+    return persistently(make)

@@ -8,13 +8,14 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from tqdm import tqdm
 
 from flows.log import at_work
-from flows.transient import is_transient
+from flows.transient import pause_or_raise, persistently
 from shards.schema import Record
 
 if TYPE_CHECKING:
@@ -25,9 +26,6 @@ log = logging.getLogger("cellpair")
 A = TypeVar("A")
 B = TypeVar("B")
 
-# A block that meets a transient error is tried again after each of these pauses. A block whose
-# worker is lost goes to another one at once; Dask gives it up when it has lost four.
-_PAUSES_S = (1.0, 10.0)
 _TELL_EVERY_S = 10.0
 
 # Blocks under way for each worker: one at work, one waiting, so that nobody idles and the
@@ -78,7 +76,7 @@ class BlockMap:
     def _map(self, fn: Callable[[A], B], items: Iterable[A], *, gpu: bool) -> Iterator[B]:
         if self._runtime.scheduler is None and self._runtime.workers == 1:
             for item in items:
-                yield _persistent(fn, item)
+                yield persistently(partial(fn, item))
             return
         from distributed import as_completed
 
@@ -102,7 +100,7 @@ class BlockMap:
             item, n_tries = tries.pop(future)
             error = future.exception()
             if error is not None:
-                _pause_or_raise(error, n_tries)
+                pause_or_raise(_lost(error), n_tries)
                 submit(item, n_tries + 1)
                 continue
             result = future.result()
@@ -135,28 +133,17 @@ class BlockMap:
         return self._client
 
 
-def _persistent(fn: Callable[[A], B], item: A) -> B:
-    n_tries = 0
-    while True:
-        try:
-            return fn(item)
-        except OSError as error:
-            _pause_or_raise(error, n_tries)
-            n_tries += 1
-
-
-def _pause_or_raise(error: BaseException, n_tries: int) -> None:
+def _lost(error: BaseException) -> BaseException:
+    """In words, where Dask has given up a block that lost worker after worker."""
     from distributed import KilledWorker
 
-    if isinstance(error, KilledWorker):
-        raise RuntimeError(
-            f"a block lost its worker {error.allowed_failures + 1} times: it may need more memory "
-            "than one has; give fewer --workers, or run the same command again to go on"
-        ) from error
-    if n_tries == len(_PAUSES_S) or not is_transient(error):
-        raise error
-    log.warning("%s: %s; tried again in %.0f s", type(error).__name__, error, _PAUSES_S[n_tries])
-    time.sleep(_PAUSES_S[n_tries])
+    if not isinstance(error, KilledWorker):
+        return error
+    # Without its cause: Dask has tried it often enough, and another try of the stage helps as little.
+    return RuntimeError(
+        f"a block lost its worker {error.allowed_failures + 1} times: it may need more memory "
+        "than one has; give fewer --workers, or run the same command again to go on"
+    )
 
 
 def _with_progress(results: Iterator[B], n_blocks: int) -> Iterator[B]:

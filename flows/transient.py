@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+import logging
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+log = logging.getLogger("cellpair")
+
+# The pauses before another try; after the last one the error stands.
+PAUSES_S = (1.0, 10.0)
 
 # What a network, a network file system or a busy machine says on a bad day. A full or read-only
 # disk and missing rights stay as they are until somebody acts, so they are not among them.
@@ -56,3 +66,22 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         seen.add(id(error))
         yield error
         error = error.__cause__
+
+
+def persistently(make: Callable[[], T]) -> T:
+    """`make()`, tried again after a pause where its error is transient."""
+    n_tries = 0
+    while True:
+        try:
+            return make()
+        except OSError as error:  # lost connections and timeouts are among these
+            pause_or_raise(error, n_tries)
+            n_tries += 1
+
+
+def pause_or_raise(error: BaseException, n_tries: int) -> None:
+    """Sleep before the next try, or raise the error where none would help or all are used up."""
+    if n_tries == len(PAUSES_S) or not is_transient(error):
+        raise error
+    log.warning("%s: %s; tried again in %.0f s", type(error).__name__, error, PAUSES_S[n_tries])
+    time.sleep(PAUSES_S[n_tries])

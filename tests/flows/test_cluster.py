@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import cluster
+from flows import cluster, transient
 from flows.cluster import BlockMap, Runtime
 from flows.log import logged_to, working_on
 
@@ -57,7 +57,7 @@ def tries(folder: Path) -> Counter[int]:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "_PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(transient, "PAUSES_S", (0.0, 0.0))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
