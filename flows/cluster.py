@@ -139,7 +139,7 @@ def _lost(error: BaseException) -> BaseException:
 
     if not isinstance(error, KilledWorker):
         return error
-    # Without its cause: Dask has tried it often enough, and another try of the stage helps as little.
+    # Without its cause, which is transient: another try of the whole stage would help as little.
     return RuntimeError(
         f"a block lost its worker {error.allowed_failures + 1} times: it may need more memory "
         "than one has; give fewer --workers, or run the same command again to go on"
