@@ -54,7 +54,7 @@ def run_markdown(config: CurateConfig, run: CuratedRun) -> str:
 
 def failure_markdown(run: str, error: Exception) -> str:
     """Why a run failed, in its own words."""
-    return _document(run, "Failed:", *(escaped(line) for line in str(error).splitlines()))
+    return _document(run, "Failed:", *(escaped(line.strip()) for line in str(error).splitlines()))
 
 
 def dataset_markdown(config: CurateConfig, curated: Curated) -> str:
@@ -117,5 +117,5 @@ def _table(header: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> str:
 
 
 def _link(name: str, page: Path) -> str:
-    # Browsers may refuse to follow a page of the server to a file: its path is there to copy.
+    # Most viewers refuse to lead from a server to a file: its path is there to copy.
     return f"[{name}]({page.as_uri()}): {escaped(str(page))}"
