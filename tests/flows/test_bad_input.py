@@ -6,20 +6,26 @@ its own.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from flows import pipeline
+from flows.built import Built
 from flows.cli import main
+from flows.cluster import BlockMap, Runtime
+from flows.config import read_curate_config
 from shards.check import validate
 from shards.dataset import read_dataset
 from tests.flows import ruined
 from tests.flows.ruined import HE_MPP, Ruin
+from tests.shards.tiny import write_tiny_dataset
 
 IN_BUNDLE = (
     "experiment.xenium",
@@ -395,3 +401,39 @@ def test_inputs_that_are_links_to_themselves_or_of_the_wrong_kind(
     told = capsys.readouterr().err
     assert re.search(r"runs.0.slide\n.*\n  found:    Too many levels of symbolic links", told)
     assert re.search(r"runs.0.alignment\n.*\n  found:    a folder", told)
+
+
+def test_a_bundle_that_changes_while_it_is_read(two: Path) -> None:
+    path = two / "curate.toml"
+    path.write_text(HEAD + GOOD.replace("good/", "a/") + GOOD.replace("good", "b"))
+    config = read_curate_config(path)
+
+    def call(name: str, make: Callable[[], Built]) -> Built:
+        if name == "good/cells":
+            ruined.replace(two / "a" / "outs" / "copy.txt", "another")
+        return make()
+
+    with BlockMap(Runtime(workers=1)) as blocks:
+        curated = pipeline.curate(config, blocks, call=call)
+    assert [run.config.id for run in curated.runs] == ["b"]
+    told = str(curated.failures["good"])
+    assert "a/outs/copy.txt\n  expected: an input that stays as it is" in told
+    assert not list(two.glob("out/runs/good/*/*/artifact.json"))
+    assert curated.dataset is None
+
+
+def test_evaluation_on_an_empty_test_split(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    dataset = write_tiny_dataset(tmp_path / "data", {"D1": "train"}, n_per_donor=3)
+    checkpoint = tmp_path / "step-0"
+    checkpoint.mkdir()
+    meta = {"step": 1, "cursor": 1, "stream": "s", "fingerprint": "f", "files": {}}
+    (checkpoint / "meta.json").write_text(json.dumps(meta))
+    arguments = ["evaluate", str(checkpoint), str(dataset), "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    told = capfd.readouterr().err
+    assert f"{dataset}\n  expected: at least 64 samples in the test split" in told
+    assert "remedy:   assign a donor to test with [split] assign" in told
