@@ -89,6 +89,7 @@ def _environment() -> Environment:
         n=lambda value: "–" if value is None else f"{value:,}",
         percent=lambda value, digits=1: f"{value:.{digits}%}",
         fixed=lambda value, digits=2: "–" if value is None else f"{value:,.{digits}f}",
+        sentence=lambda text: f"{text[:1].upper()}{text[1:]}.",
         words=lambda name: name.replace("_", " "),
         when=lambda utc: f"{utc[:10]} {utc[11:19]} UTC",
         megabytes=lambda n_bytes: f"{n_bytes / 1e6:,.1f} MB",

@@ -228,6 +228,8 @@ def test_genes_tissue_donors_and_notes_are_shown_as_they_are(markup: dict[str, M
         assert name in markup["he"].text
     assert UP in markup["index"].text
     assert f"{BROKEN}, human" in markup["he"].text
+    # A note of the bundle and one of the slide.
+    assert markup["he"].text.count(f"{PICTURE}.") == 2
     assert f"{SCRIPT}{CLOSING}" in markup["index"].text
 
 
