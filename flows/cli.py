@@ -8,52 +8,72 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from flows.failures import DONE, FAULTS_FOUND, exit_code_of, words_of
 from flows.options import LATER, LATER_OPTIONS, parser
-from flows.stopping import stopping_on_signals
+from flows.stopping import end_at_once, stopping_on_signals
 from shards.errors import BadInput, not_there_yet
 
 log = logging.getLogger("cellpair")
 
 
+# What a stop may take. A trainer that is told to stop saves a checkpoint first.
+_STOPS_WITHIN_S = 8.0
+_TRAINER_STOPS_WITHIN_S = 120.0
+_WITH_TRAINER = {"demo", "train", "evaluate"}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code (0 done, 1 faults, 2 bad input, 3 stopped)."""
+    """Run one command; returns the exit code (0 done, 1 faults, 2 bad input, 3 stopped).
+
+    Without `argv` it is this process's own command, and a stop ends the process.
+    """
+    is_process = argv is None
     argv = sys.argv[1:] if argv is None else argv
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     log.setLevel(logging.INFO)
-    with stopping_on_signals():
+    trains = bool(set(argv[:1]) & _WITH_TRAINER)
+    with stopping_on_signals(_TRAINER_STOPS_WITHIN_S if trains else _STOPS_WITHIN_S):
         try:
-            code = _run(argv)
-            sys.stdout.flush()  # a full disk or a reader that is gone is told here, not at exit
+            args = _parsed(argv)
+            code = _COMMANDS[args.command](args)
+            _flush_output()
             return code
-        except BrokenPipeError as error:
-            _drop_output()
-            return exit_code_of(error)
         except (KeyboardInterrupt, Exception) as error:  # the edge of the program
-            # A traceback helps nobody at a prompt.
-            log.debug("", exc_info=True)
-            print(f"cellpair: {words_of(error)}", file=sys.stderr)
+            log.debug("", exc_info=True)  # a traceback helps nobody at a prompt
+            with suppress(OSError):
+                _flush_output()
+            if is_process and isinstance(error, KeyboardInterrupt):
+                end_at_once()
+            if not isinstance(error, BrokenPipeError):  # then nobody reads
+                print(f"cellpair: {words_of(error)}", file=sys.stderr)
             return exit_code_of(error)
 
 
-def _drop_output() -> None:
-    """Whoever read the output is gone: what is left of it goes nowhere when Python flushes it."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _flush_output() -> None:
+    """Write what was printed; where that fails it goes nowhere, lest Python try at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
 
 
-def _run(argv: Sequence[str]) -> int:
+def _parsed(argv: Sequence[str]) -> argparse.Namespace:
+    """The options of a command; those that are not there yet are refused in words."""
     for (name, option), instead in LATER_OPTIONS.items():
         if argv[:1] == [name] and option in argv:
             raise not_there_yet("command line", f"`cellpair {name} {option}`", instead)
-    args, rest = parser().parse_known_args(argv)
+    p = parser()
+    args, rest = p.parse_known_args(argv)
     if args.command in LATER:
         what = f"the command `cellpair {args.command}`"
         raise not_there_yet("command line", what, LATER[args.command])
     if rest:
-        parser().error(f"unrecognized arguments: {' '.join(rest)}")
-    return _COMMANDS[args.command](args)
+        p.error(f"unrecognized arguments: {' '.join(rest)}")
+    return args
 
 
 def _runtime(args: argparse.Namespace) -> Any:

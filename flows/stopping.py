@@ -1,44 +1,86 @@
-"""Ctrl-C and SIGTERM: the first ends the work in order, the second at once."""
+"""Ctrl-C and SIGTERM: the first ends the work in order, the second, or a long wait, at once.
+
+What is made is published whole or not at all, so that ending at once harms nothing.
+"""
 
 from __future__ import annotations
 
+import logging
+import multiprocessing
 import os
+import select
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
-from flows.failures import STOPPED
+from flows.failures import STOPPED, words_of
 
 # SIGHUP is what a closed terminal sends.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_TOLD = b"cellpair: stopping; Ctrl-C again ends at once\n"
 
 
 @contextmanager
-def stopping_on_signals() -> Iterator[None]:
-    """Inside, the first signal to stop raises KeyboardInterrupt, the second ends the process.
+def stopping_on_signals(within_s: float) -> Iterator[None]:
+    """Inside, the first signal to stop raises KeyboardInterrupt; the next one ends the process.
 
+    So does the time `within_s` since the first: libraries may hold on, or swallow the interrupt.
     Signals that the process was started to ignore (nohup, a shell's background) stay ignored.
     """
     before = {s: signal.getsignal(s) for s in _SIGNALS if signal.getsignal(s) != signal.SIG_IGN}
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        for s in before:
-            signal.signal(s, end_at_once)
-        # print may be what was interrupted, and is not to be entered twice.
-        os.write(2, _TOLD)
-        raise KeyboardInterrupt
-
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    watch = threading.Thread(target=_watch, args=(reading, within_s), daemon=True)
+    watch.start()
     for s in before:
-        signal.signal(s, stop)
+        signal.signal(s, _interrupt)
+    # Python writes the number of each signal there at once, whatever the main thread is busy with.
+    wakeup_before = signal.set_wakeup_fd(writing)
     try:
         yield
     finally:
+        signal.set_wakeup_fd(wakeup_before)
         for s, handler in before.items():
             signal.signal(s, handler)
+        os.close(writing)
+        watch.join()
+        os.close(reading)
 
 
-def end_at_once(signum: int, frame: FrameType | None) -> None:
-    """Ends this process; children that watch it end with it, and what they made so far is kept."""
+def end_at_once() -> NoReturn:
+    """Ends this process and its workers, with words and exit code 3, whatever they are at.
+
+    Nothing that Python runs at its end is waited for: of a cluster that takes 10 s and pages of
+    complaints.
+    """
+    for child in multiprocessing.active_children():
+        child.kill()
+    # Not by print, which may be what was interrupted.
+    os.write(2, f"cellpair: {words_of(KeyboardInterrupt())}\n".encode())
     os._exit(STOPPED)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    for s in _SIGNALS:  # the watch ends the process at the next
+        signal.signal(s, lambda signum, frame: None)
+    # What Dask has to say of workers that are stopped at their work.
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    raise KeyboardInterrupt
+
+
+def _watch(reading: int, within_s: float) -> None:
+    """Ends the process at the second signal, or `within_s` after the first, until it is closed."""
+    left_s = None
+    while select.select([reading], [], [], left_s)[0]:
+        numbers = os.read(reading, 64)
+        if not numbers:
+            return
+        for number in numbers:
+            if number in _SIGNALS:
+                if left_s is not None:
+                    end_at_once()
+                left_s = within_s
+                os.write(2, b"cellpair: stopping; Ctrl-C again ends at once\n")
+    end_at_once()
