@@ -50,7 +50,7 @@ def run_checks(
             "none",
         ),
         Check(
-            "Patches over damaged places",
+            "Patches over damaged places of the file",
             _share(patches_summary["n_on_damaged_tile"], patches_summary["n_cut"]),
             "0",
             "look" if patches_summary["n_on_damaged_tile"] else "good",
