@@ -61,7 +61,7 @@ class Full:
 
 PLACES = (
     Full("nothing fits", 0),
-    Full("registration", 0, n_bytes=24 * KIB),
+    Full("registration", 0, n_bytes=20 * KIB),
     Full("nuclei, first block", 1, n_bytes=28 * KIB),
     Full("nuclei, later", 1, share=0.9),
     Full("cells", 2, share=0.5),
@@ -111,9 +111,12 @@ def _run(*argv: str) -> None:
 
 
 def copy_made(reference: Path, out: Path, full: Full) -> None:
-    """What a run leaves that came so far."""
+    """What a run leaves that came so far; nothing where it did not begin."""
+    if not full.n_stages:
+        return
     out.mkdir()
-    shutil.copy2(reference / "content-hashes.json", out)
+    for name in ("cellpair.json", "content-hashes.json"):
+        shutil.copy2(reference / name, out)
     for part in (Path("runs/r1") / stage for stage in STAGES[: full.n_stages]):
         if (reference / part).exists():
             shutil.copytree(reference / part, out / part)
@@ -194,8 +197,7 @@ def read_only(trial: Trial, reference: Path) -> None:
     for name, n_stages in (("anew", 0), ("halfway", 3)):
         with small_disk(trial.place) as disk:
             out = disk.folder / "out"
-            if n_stages:
-                copy_made(reference, out, Full(name, n_stages))
+            copy_made(reference, out, Full(name, n_stages))
             disk.remount("ro")
             trial.run(
                 f"read-only output, {name}",

@@ -31,8 +31,9 @@ from shards.schema import digest
 
 DONE, FAULTS, BAD_INPUT, STOPPED = 0, 1, 2, 3
 STAGES = ("registration", "nuclei", "cells", "patches", "shards")
-# The longest undisturbed run that a script waits for.
+# The longest run that a script waits for, and by how much a disturbed one may exceed a usual one.
 LIMIT_S = 3600.0
+LIMIT_TIMES, LIMIT_MORE_S = 5.0, 120.0
 # What a dead parent's children are given to notice it and end.
 GRACE_S = 20.0
 _MARK = "CELLPAIR_TRUST"
@@ -162,7 +163,7 @@ class Command:
         return _at(self.text)
 
     def wait(self, timeout_s: float = LIMIT_S) -> tuple[int, float]:
-        """The exit code and the seconds that it took; it is ended where it takes longer."""
+        """The exit code and the seconds that it took; it is ended (-9) where it takes longer."""
         try:
             code = self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -342,7 +343,14 @@ def place_of(args: argparse.Namespace) -> Iterator[Place]:
         place = Place(folder, section(folder, args.cells, args.seed), args.model)
         with place.python("-c", "import flows.local, distributed") as compiled:
             compiled.wait()
+        # As after an error: what was started is ended.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         yield place
+
+
+def limit_s(usual_s: float) -> float:
+    """How long to wait for a run that takes `usual_s` undisturbed, before it is said to hang."""
+    return LIMIT_TIMES * usual_s + LIMIT_MORE_S
 
 
 def stop_hard(command: Command) -> None:

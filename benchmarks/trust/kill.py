@@ -27,6 +27,7 @@ from benchmarks.trust.harness import (
     Promises,
     difference,
     in_shared_memory,
+    limit_s,
     listing,
     made_in,
     parser,
@@ -64,6 +65,12 @@ class Found:
     blocks_kept: int = 0
     stages_kept: int = 0
     outputs: int = 0
+
+    def tell(self, command: Command, code: int) -> None:
+        """Of a run that was to complete."""
+        if code != DONE:
+            self.failed.append(f"exit {code}, see {command.path}")
+            print(f"{self.failed[-1]}:\n{command.text}", flush=True)
 
 
 def undisturbed(place: Place, workers: int) -> Undisturbed:
@@ -115,9 +122,8 @@ def _kill_one(
                     found.hits[command.at()] += 1
                     before_s = moment_s
                     continue
-            code, _ = command.wait()
-            if code != DONE:
-                found.failed.append(f"exit {code}: {command.text.strip().splitlines()[-1:]}")
+            code, _ = command.wait(limit_s(usual.seconds))
+            found.tell(command, code)
             break
         for command in commands:
             found.orphans += [f"{p.pid} {p.name()}" for p in command.left()]
@@ -156,9 +162,8 @@ def kill_workers(place: Place, reference: Undisturbed, n_kills: int, rng: random
                     break
                 found.hits[command.at()] += 1
                 victim.kill()
-            code, _ = command.wait()
-            if code != DONE:
-                found.failed.append(f"exit {code}: {command.text.strip().splitlines()[-1:]}")
+            code, _ = command.wait(limit_s(reference.seconds))
+            found.tell(command, code)
             found.orphans += [f"{p.pid} {p.name()}" for p in command.left()]
         _compare(place, reference, found)
         print(f"{found.hits.total()} of {n_kills} kills of a worker", flush=True)
