@@ -96,7 +96,7 @@ def run_demo(out: Path, n_cells: int, runtime: Runtime) -> int:
     with scratch(out), BlockMap(runtime) as blocks:
         folders = simulate_donors(out, -(-n_cells // len(DONORS)), blocks)
         config = read_curate_config(_write_configs(out, folders, runtime))
-        claim_out(config.out, config.name, config.split.withdraw)
+        claim_out(config.out, config.name, config.split.withdrawn_names)
         with logged_to(config.out):
             curated = curate_and_remember(config, blocks, device=runtime.device)
     if curated.dataset is None:

@@ -52,7 +52,7 @@ def run_pipeline(
 
     Raises BadInput where the output folder is another config's or can't be written.
     """
-    claim_out(config.out, config.name, config.split.withdraw)
+    claim_out(config.out, config.name, config.split.withdrawn_names)
     with logged_to(config.out), scratch(config.out), BlockMap(runtime) as blocks:
         curated = curate_and_remember(
             config,

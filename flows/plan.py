@@ -11,6 +11,7 @@ from flows.config import CurateConfig
 from flows.local import exit_code
 from flows.outfolder import claim_out
 from flows.pipeline import plan_runs
+from flows.sizes import in_words
 from flows.stages import RunStages
 from pairing.xenium import open_xenium
 from shards.artifact import ArtifactRecord, find_artifact
@@ -77,11 +78,11 @@ def print_plan(config: CurateConfig, only: tuple[str, ...] = ()) -> int:
 
     Nothing is built; only the hashes of the raw inputs are remembered.
     """
-    claim_out(config.out, config.name, config.split.withdraw)
+    claim_out(config.out, config.name, config.split.withdrawn_names)
     planned, failures = plan_runs(config, BlockMap(Runtime()), only=only)
     lines = [line for stages in planned for line in plan(stages)]
     for line in lines:
-        size = f"{'' if line.reused else 'about '}{_in_words(line.n_bytes)}"
+        size = f"{'' if line.reused else 'about '}{in_words(line.n_bytes)}"
         print(
             f"{line.run}  {line.stage:<13} {'reused' if line.reused else 'to build':<9}"
             f"{line.fingerprint}  {size}"
@@ -90,8 +91,8 @@ def print_plan(config: CurateConfig, only: tuple[str, ...] = ()) -> int:
     free_bytes = shutil.disk_usage(config.out).free
     n_left = sum(not line.reused for line in lines)
     print(
-        f"{len(lines) - n_left} artifacts reused, {n_left} to build on about {_in_words(n_bytes)}; "
-        f"{_in_words(free_bytes)} are free at {config.out}"
+        f"{len(lines) - n_left} artifacts reused, {n_left} to build on about {in_words(n_bytes)}; "
+        f"{in_words(free_bytes)} are free at {config.out}"
     )
     if failures:
         return exit_code(failures)
@@ -99,9 +100,3 @@ def print_plan(config: CurateConfig, only: tuple[str, ...] = ()) -> int:
         print("that is not enough: free space, or set out to another disk")
         return 1
     return 0
-
-
-def _in_words(n_bytes: int) -> str:
-    units = ("B", "kB", "MB", "GB", "TB")
-    power = min(len(units) - 1, (len(str(n_bytes)) - 1) // 3)
-    return f"{n_bytes / 1000**power:.{1 if power else 0}f} {units[power]}"

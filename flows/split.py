@@ -55,6 +55,12 @@ class SplitSection(Record):
         """Whether this donor must go, by this or another of its names."""
         return self.canonical(donor) in {self.canonical(name) for name in self.withdraw}
 
+    @property
+    def withdrawn_names(self) -> tuple[str, ...]:
+        """Every name that this section knows of the donors who must go, sorted."""
+        known = {*self.withdraw, *self.aliases, *_canonical_names(self.aliases)}
+        return tuple(sorted(filter(self.is_withdrawn, known)))
+
 
 def tell_together(faults: Iterable[str]) -> None:
     """Raise what keys of one table say against each other, for pydantic to collect."""
