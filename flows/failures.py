@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 
 from shards.errors import BadInput, BadInputs
 
@@ -18,6 +19,8 @@ _NO_SUCH_PLACE = {
     errno.ELOOP,
 }
 
+_SECRET_OF_URL = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]*://)[^\s/?#\"']*@")
+
 
 def exit_code_of(error: BaseException) -> int:
     """2 for what the user can mend in the command or its files, 3 for a stop, else 1."""
@@ -31,7 +34,14 @@ def exit_code_of(error: BaseException) -> int:
 
 
 def words_of(error: BaseException) -> str:
-    """The error in words: where, what was expected, what was found, what to do."""
+    """The error in words: where, what was expected, what was found, what to do.
+
+    Of URLs in it the name and the password before the host are left out.
+    """
+    return _SECRET_OF_URL.sub(r"\1***@", _words_of(error))
+
+
+def _words_of(error: BaseException) -> str:
     if isinstance(error, BadInput | BadInputs):
         return str(error)
     if isinstance(error, KeyboardInterrupt):

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from shards.schema import SPLITS, Record, Split
+from shards.schema import SPLITS, Record, Split, is_one_line
 
 
 def _written_one_way(donor: str) -> str:
-    # Names that only look alike would be two donors, and one person in two splits.
-    breaks = {"Cc", "Zl", "Zp"}.intersection(map(unicodedata.category, donor))
-    if breaks or donor != donor.strip():
+    if not is_one_line(donor):
         raise PydanticCustomError("donor", "text without line breaks and without spaces around it")
     return donor
 

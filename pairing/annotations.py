@@ -16,6 +16,7 @@ from shapely.geometry import shape
 
 from pairing.geometry import Points
 from shards.errors import BadInput
+from shards.schema import is_one_line
 
 GEOJSON_SUFFIXES = (".geojson", ".json")
 CSV_SUFFIX = ".csv"
@@ -52,6 +53,13 @@ def donors_of_cells(
     return _donors_by_region(path, regions, donors, cell_ids, centres_px), donors
 
 
+def donors_named(path: Path) -> tuple[str, ...]:
+    """All donors that a file of donors names, sorted; files and errors as `donors_of_cells`."""
+    if path.suffix.lower() == CSV_SUFFIX:
+        return tuple(sorted({donor for donor in _read_texts(path, ("donor",)).values() if donor}))
+    return tuple(sorted({donor for donor, _ in read_regions(path)}))
+
+
 def labels_of_cells(path: Path, cell_ids: Sequence[str]) -> CellTexts:
     """The label of each cell of a csv with the columns cell_id and label, or group.
 
@@ -80,6 +88,8 @@ def read_regions(path: Path) -> list[tuple[str, Outline]]:
                 found="no such property" if properties else "no properties",
                 remedy=_GEOJSON_REMEDY,
             )
+        if not is_one_line(donor):
+            raise _broken_name(where, donor)
         regions.append((donor, _outline(f"{where} ({donor})", feature.get("geometry"))))
     if not regions:
         raise BadInput(path, expected="at least one feature", found="none", remedy=_GEOJSON_REMEDY)
@@ -103,6 +113,15 @@ def _features(path: Path) -> list[Any]:
             path, expected="a FeatureCollection", found=f"{kind}", remedy=_GEOJSON_REMEDY
         )
     return features
+
+
+def _broken_name(where: str, name: str) -> BadInput:
+    return BadInput(
+        where,
+        expected="a name on one line",
+        found=repr(name)[:100],
+        remedy="remove line breaks and other control characters from it",
+    )
 
 
 def _donor_of(properties: dict[str, Any]) -> str | None:
@@ -263,6 +282,8 @@ def _rows_to_texts(path: Path, rows: Any, header: list[str], column: str) -> dic
                 remedy="mend or remove the line",
             )
         cell_id, text = named["cell_id"], named[column]
+        if not is_one_line(text):
+            raise _broken_name(where, text)
         if texts.setdefault(cell_id, text) != text:
             raise BadInput(
                 where,

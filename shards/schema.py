@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Iterable
 from typing import Annotated, Any, Final, Literal
 
@@ -54,6 +55,15 @@ def donor_slug(donor: str) -> str:
     """File-name form of a donor: letters and digits of it and 8 hex digits of its hash."""
     slug = re.sub(r"[^A-Za-z0-9]+", "-", donor).strip("-")[:24] or "donor"
     return f"{slug}-{hashlib.sha256(donor.encode()).hexdigest()[:8]}"
+
+
+def is_one_line(name: str) -> bool:
+    """Whether a name has no line breaks or other control characters, and no spaces around it.
+
+    Donors that differ in these alone look alike: one person under two names, in two splits.
+    """
+    breaks = {"Cc", "Zl", "Zp"}.intersection(map(unicodedata.category, name))
+    return not breaks and name == name.strip()
 
 
 class Gene(Record):

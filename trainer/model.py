@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import timm
@@ -47,7 +48,15 @@ class ImageTower(nn.Module):
 
     def load(self, weights: Path) -> None:
         """Take pretrained weights from a file, all of them; only its classifier is left out."""
-        found = load_checkpoint(self.network, str(weights), strict=False)
+        try:
+            found = load_checkpoint(self.network, str(weights), strict=False, weights_only=True)
+        except (UnpicklingError, RuntimeError, EOFError) as error:
+            raise BadInput(
+                weights,
+                expected="a state dict of tensors (.pt, .pth, .safetensors)",
+                found=str(error).splitlines()[0],
+                remedy="save the network's state_dict() alone",
+            ) from error
         network: Any = self.network
         classifier = f"{network.pretrained_cfg['classifier']}."
         strange = [key for key in found.unexpected_keys if not key.startswith(classifier)]

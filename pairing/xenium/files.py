@@ -30,15 +30,15 @@ _UNFINISHED = re.compile(
 # Names of tables, masks, matrices and images; a folder of such a name is none of them.
 _FILE_NAME = re.compile(r".+\.(parquet|csv\.gz|zarr\.zip|h5|json|ome\.tif)")
 
-# What the libraries that parse a bundle raise where a file is damaged; RecursionError is JSON's,
-# of text nested too deeply.
+# What the libraries that parse a bundle raise where a file is damaged; RuntimeError is of codecs
+# (which refuse to unpickle, too) and, as RecursionError, of JSON that is nested too deeply.
 _PARSE_ERRORS = (
     pa.ArrowException,
     ValueError,
     LookupError,
     TypeError,
     EOFError,
-    RecursionError,
+    RuntimeError,
     zipfile.BadZipFile,
     zlib.error,
 )
