@@ -121,7 +121,9 @@ def curated(tmp_path_factory: pytest.TempPathFactory) -> tuple[CurateConfig, Cur
     cells = pq.read_table(folder / "raw" / "outs" / "cells.parquet")["cell_id"].to_pylist()
     donors = [(cell, (PICTURE, UP, "D9" * 60)[i % 3]) for i, cell in enumerate(cells)]
     write_csv(folder / "donors.csv", [("cell_id", "donor"), *donors])
-    write_csv(folder / "labels.csv", [("cell_id", "label"), *((c, SCRIPT + BROKEN) for c in cells)])
+    write_csv(
+        folder / "labels.csv", [("cell_id", "label"), *((c, SCRIPT + PICTURE) for c in cells)]
+    )
     write_csv(folder / FILE, [("fixedX", "fixedY"), ("1", "2")])
     names = {"name": SCRIPT + CLOSING, "script": SCRIPT, "picture": PICTURE, "broken": BROKEN}
     # A string of JSON is one of TOML.
