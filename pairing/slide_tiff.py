@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
+import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -63,18 +65,44 @@ _YCBCR_DECODED = {
 _SHARE_OF_WHITE = 0.25
 
 
+# What parsing raises where tags or descriptions are broken.
+_PARSE_ERRORS = (
+    ValueError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    RecursionError,
+    struct.error,
+    ElementTree.ParseError,
+)
+
+# Its warnings quote tags and descriptions, which hold names and dates of patients and scans; what
+# is wrong with a slide is said by the errors here, which quote nothing.
+logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
+
+
 @contextmanager
-def _whole(path: Path) -> Iterator[None]:
+def _parsed(path: Path) -> Iterator[None]:
     """Around the parsing of a TIFF: what is cut or broken becomes a BadInput that names it."""
     try:
         yield
+    except BadInput:
+        raise
     except TiffFileError as error:
-        raise BadInput(
-            path,
-            expected="a whole TIFF file",
-            found=str(error),
-            remedy="check that the file was copied whole",
-        ) from error
+        found = str(error)
+    except _PARSE_ERRORS as error:
+        found = f"tags or a description that cannot be read ({type(error).__name__})"
+    else:
+        return
+    # Not with the error as its cause: that may quote what the tags say.
+    raise BadInput(
+        path,
+        expected="a whole TIFF file",
+        found=found,
+        remedy="check that the file was copied whole",
+    )
 
 
 @contextmanager
@@ -88,43 +116,50 @@ def open_tiff(
     """
     # With is_ome=None tifffile finds out for itself.
     is_ome = False if first_plane else None
-    with _whole(path), TiffFile(path, is_ome=is_ome) as file:
-        page = file.pages.first
-        if file.is_philips or file.is_bif or file.is_ndpi or file.is_scn:
-            yield None
-            return
-        # JPEG-2000 whose YCbCr is not marked as such: OpenSlide knows, a plain decoder doesn't.
-        if page.compression == COMPRESSION.APERIO_JP2000_YCBC:
-            yield None
-            return
-        file.filehandle.set_lock(True)
-        ome = _ome_images(path, file) if file.is_ome and not first_plane else []
-        index = _index_of_slide(path, file)
-        series = file.series[index]
-        keyframe = series.keyframe
-        _check_pixels(path, keyframe)
-        white = None if first_plane else _white(ome[index] if index < len(ome) else None, series)
-        levels = [
-            TiffLevel(
-                path,
-                i,
-                _checked(path, level),
-                blank=_blank(keyframe, white),
-                white=white,
-                has_alpha=_has_alpha(series),
-            )
-            for i, level in enumerate(series.levels)
-        ]
-        if white is not None:
-            _check_white(path, levels[-1], white)
-        mpp = None
-        if want_mpp:
-            mpp = _ome_mpp(path, ome[index]) if index < len(ome) else None
-            if mpp is None and file.is_svs:
-                mpp = _aperio_mpp(keyframe.description)
-            if mpp is None:
-                mpp = _resolution_mpp(path, keyframe)
-        yield levels, mpp
+    with ExitStack() as stack:
+        with _parsed(path):
+            file = stack.enter_context(TiffFile(path, is_ome=is_ome))
+            found = _levels_and_mpp(path, file, want_mpp=want_mpp, first_plane=first_plane)
+        yield found
+
+
+def _levels_and_mpp(
+    path: Path, file: TiffFile, *, want_mpp: bool, first_plane: bool
+) -> tuple[list[TiffLevel], float | None] | None:
+    page = file.pages.first
+    if file.is_philips or file.is_bif or file.is_ndpi or file.is_scn:
+        return None
+    # JPEG-2000 whose YCbCr is not marked as such: OpenSlide knows, a plain decoder doesn't.
+    if page.compression == COMPRESSION.APERIO_JP2000_YCBC:
+        return None
+    file.filehandle.set_lock(True)
+    ome = _ome_images(path, file) if file.is_ome and not first_plane else []
+    index = _index_of_slide(path, file)
+    series = file.series[index]
+    keyframe = series.keyframe
+    _check_pixels(path, keyframe)
+    white = None if first_plane else _white(ome[index] if index < len(ome) else None, series)
+    levels = [
+        TiffLevel(
+            path,
+            i,
+            _checked(path, level),
+            blank=_blank(keyframe, white),
+            white=white,
+            has_alpha=_has_alpha(series),
+        )
+        for i, level in enumerate(series.levels)
+    ]
+    if white is not None:
+        _check_white(path, levels[-1], white)
+    mpp = None
+    if want_mpp:
+        mpp = _ome_mpp(path, ome[index]) if index < len(ome) else None
+        if mpp is None and file.is_svs:
+            mpp = _aperio_mpp(keyframe.description)
+        if mpp is None:
+            mpp = _resolution_mpp(path, keyframe)
+    return levels, mpp
 
 
 def _index_of_slide(path: Path, file: TiffFile) -> int:
@@ -144,7 +179,8 @@ def _checked(path: Path, level: TiffPageSeries) -> TiffPageSeries:
     """The level, where it is one plane of pixels with channels; BadInput on stacks and series."""
     axes = [(a, n) for a, n in zip(level.axes, level.shape, strict=True) if a in "YX" or n > 1]
     order = "".join(a for a, _ in axes)
-    if order not in {"YX", "YXS", "SYX", "CYX", "IYX", "QYX"} or None in level.pages:
+    orders = {"YX", "YXS", "SYX", "CYX", "IYX", "QYX"}
+    if order not in orders or None in level.pages or 0 in level.shape:
         raise BadInput(
             path,
             expected="one plane: YX, YXS, SYX or CYX",
