@@ -12,7 +12,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from flows.failures import DONE
-from flows.outfolder import OUT_FILE, read_out
+from flows.outfolder import LOCK_FOLDER, OUT_FILE, read_out
 from flows.removals import Removal, plan_removals
 from flows.scratch import SCRATCH_FOLDER, dead_folders
 from flows.sizes import in_words
@@ -20,8 +20,6 @@ from shards.artifact import write_atomically
 from shards.dataset import POINTER_FILE
 from shards.errors import BadInput
 from shards.lock import hold, living_owner
-
-LOCK_FOLDER = ".clean.lock"
 
 
 def clean(out: Path, *, dry_run: bool) -> int:
@@ -43,6 +41,7 @@ def clean(out: Path, *, dry_run: bool) -> int:
         _check_nobody_works(out)
         removals = plan_removals(out, owner.withdrawn)
         if not dry_run:
+            _check_nobody_works(out)  # one that had claimed the folder when this began
             _remove(removals)
             _remove_empty_folders(out)
     done = "would remove" if dry_run else "removed"

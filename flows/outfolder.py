@@ -11,11 +11,15 @@ from typing import Final, Literal
 from shards.artifact import write_if_changed
 from shards.dataset import read_record
 from shards.errors import BadInput
+from shards.lock import hold
 from shards.schema import Record
 
 OUT_FILE: Final = "cellpair.json"
+LOCK_FOLDER: Final = ".clean.lock"  # held while the folder is claimed, and while it is cleaned
 # What may lie in the folder before its first run: a config, and what file managers leave.
 _MAY_LIE_THERE = (".toml",)
+# Both together are the work of a version that did not say whose a folder is.
+_OF_EARLIER_VERSIONS = {"runs", "content-hashes.json"}
 _BAD_PLACE = {
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",
@@ -43,6 +47,7 @@ def read_out(out: Path) -> OutFolder | None:
 def claim_out(out: Path, name: str, withdrawn: tuple[str, ...]) -> None:
     """Make the folder, or find that it is this config's; say there which donors are withdrawn.
 
+    Waits while the folder is cleaned, and for another config that claims it in this moment.
     Raises BadInput where it belongs to a config of another name, is in use for something else, or
     can't be written.
     """
@@ -60,18 +65,19 @@ def claim_out(out: Path, name: str, withdrawn: tuple[str, ...]) -> None:
             found=f"{found}: {error.filename}",
             remedy="change its permissions, or set out to another folder",
         ) from error
-    owner = read_out(out)
-    if owner is None:
-        _check_unused(out)
-    elif owner.name != name:
-        raise BadInput(
-            f"out = {out}",
-            expected=f"a new folder, or the one of {name!r}",
-            found=f"the folder of {owner.name!r}",
-            remedy="set out to another folder, or name to the one that this folder belongs to",
-        )
-    record = OutFolder(name=name, withdrawn=withdrawn)
-    write_if_changed(out / OUT_FILE, record.model_dump_json(indent=1).encode())
+    with hold(out / LOCK_FOLDER, str(out)):
+        owner = read_out(out)
+        if owner is None:
+            _check_unused(out)
+        elif owner.name != name:
+            raise BadInput(
+                f"out = {out}",
+                expected=f"a new folder, or the one of {name!r}",
+                found=f"the folder of {owner.name!r}",
+                remedy="set out to another folder, or name to the one that this folder belongs to",
+            )
+        record = OutFolder(name=name, withdrawn=withdrawn)
+        write_if_changed(out / OUT_FILE, record.model_dump_json(indent=1).encode())
 
 
 def _check_unused(out: Path) -> None:
@@ -80,7 +86,7 @@ def _check_unused(out: Path) -> None:
         for entry in os.scandir(out)
         if not entry.name.startswith(".") and not entry.name.endswith(_MAY_LIE_THERE)
     )
-    if others:
+    if others and not _OF_EARLIER_VERSIONS.issubset(others):
         raise BadInput(
             f"out = {out}",
             expected="a new or empty folder, or one that cellpair made",

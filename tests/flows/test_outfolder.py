@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from flows.outfolder import OutFolder, claim_out, read_out
+from flows.outfolder import LOCK_FOLDER, OutFolder, claim_out, read_out
 from shards.errors import BadInput
+from shards.lock import hold
 
 
 def test_a_new_folder_is_claimed_once(tmp_path: Path) -> None:
@@ -27,6 +29,45 @@ def test_a_folder_with_a_config_is_free(tmp_path: Path) -> None:
     (tmp_path / "curate.toml").touch()
     (tmp_path / ".DS_Store").touch()
     claim_out(tmp_path, "pilot", ())
+
+
+def test_the_folder_of_an_earlier_version_is_claimed(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "report").mkdir()
+    with pytest.raises(BadInput, match=r"report, runs, and no cellpair\.json"):
+        claim_out(tmp_path, "pilot", ())
+    (tmp_path / "content-hashes.json").write_text("{}")
+    claim_out(tmp_path, "pilot", ())
+    assert read_out(tmp_path) == OutFolder(name="pilot", withdrawn=())
+
+
+def test_of_many_configs_at_once_one_gets_the_folder(tmp_path: Path) -> None:
+    def claim(name: str) -> bool:
+        try:
+            claim_out(tmp_path, name, ())
+        except BadInput:
+            return False
+        return True
+
+    names = [f"config {i}" for i in range(8)]
+    with ThreadPoolExecutor(len(names)) as pool:
+        got = [name for name, won in zip(names, pool.map(claim, names), strict=True) if won]
+    owner = read_out(tmp_path)
+    assert owner is not None
+    assert got == [owner.name]
+    assert [p.name for p in tmp_path.iterdir()] == ["cellpair.json"]
+
+
+def test_a_folder_that_is_cleaned_is_waited_for(tmp_path: Path) -> None:
+    claim_out(tmp_path, "pilot", ())
+    with ThreadPoolExecutor(1) as pool:
+        with hold(tmp_path / LOCK_FOLDER, "clean"):
+            claimed = pool.submit(claim_out, tmp_path, "pilot", ("D3",))
+            with pytest.raises(TimeoutError):
+                claimed.result(timeout=0.5)
+            assert read_out(tmp_path) == OutFolder(name="pilot", withdrawn=())
+        claimed.result()
+    assert read_out(tmp_path) == OutFolder(name="pilot", withdrawn=("D3",))
 
 
 def test_another_configs_folder_is_refused(tmp_path: Path) -> None:
