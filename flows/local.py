@@ -111,7 +111,6 @@ def curate_and_remember(
 
 
 def _entry(curated: pipeline.Curated, started: datetime, seconds: float) -> HistoryEntry:
-    built = [b for run in curated.runs for b in run.built.values()]
     return HistoryEntry(
         started=started.isoformat(timespec="seconds"),
         seconds=round(seconds, 3),
@@ -126,7 +125,7 @@ def _entry(curated: pipeline.Curated, started: datetime, seconds: float) -> Hist
                 reused=b.reused,
                 seconds=b.seconds,
             )
-            for b in built
+            for b in curated.built
         ),
     )
 

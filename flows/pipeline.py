@@ -39,11 +39,15 @@ log = logging.getLogger("cellpair")
 
 @dataclass(frozen=True, slots=True)
 class Curated:
-    """What `curate` leaves: the runs that went through, the failures, the dataset if published."""
+    """What `curate` leaves: the runs that went through, the failures, the dataset if published.
+
+    `built` holds every artifact that was needed, those of runs that failed later too.
+    """
 
     runs: tuple[CuratedRun, ...]
     failures: dict[str, Exception]
     dataset: Dataset | None
+    built: tuple[Built, ...] = ()
 
 
 def plan_runs(
@@ -84,22 +88,23 @@ def curate(
     `partial_dataset` says otherwise. `only` names the runs to look at; the dataset is then made of
     these. What exists under its fingerprint is not made again.
     """
-    planned, failures = plan_runs(config, blocks, device=device, call=call, only=only)
-    for stages in planned:
+    everything, failures = plan_runs(config, blocks, device=device, call=call, only=only)
+    for stages in everything:
         with _collecting(stages.run.id, failures):
             stages.register()
-    planned = _without(planned, failures)
+    planned = _without(everything, failures)
     _add(_overlaps(planned), failures)
     runs: list[CuratedRun] = []
     for stages in _without(planned, failures):
         with _collecting(stages.run.id, failures):
             runs.append(stages.finish())
+    built = tuple(b for stages in everything for b in stages.built.values())
     if not runs or (failures and not partial_dataset):
-        return Curated(tuple(runs), failures, None)
+        return Curated(tuple(runs), failures, None, built)
     dataset = compose(config, runs)
     publish_dataset(config.out, dataset)
     log.info("dataset %s: %d pairs", dataset.fingerprint, dataset.totals.kept)
-    return Curated(tuple(runs), failures, dataset)
+    return Curated(tuple(runs), failures, dataset, built)
 
 
 @contextmanager
@@ -169,7 +174,8 @@ def compose(config: CurateConfig, runs: list[CuratedRun]) -> Dataset:
             )
         )
     canonical = config.split.canonical
-    unknown = sorted(set(map(canonical, config.split.assign)) - set(map(canonical, donors)))
+    assigned = {name for name in config.split.assign if not config.split.is_withdrawn(name)}
+    unknown = sorted(set(map(canonical, assigned)) - set(map(canonical, donors)))
     if unknown and len(runs) == len(config.active_runs):
         log.warning("[split] assign names donors without a pair: %s", ", ".join(unknown))
     for split in ("val", "test"):
