@@ -12,9 +12,9 @@ from contextlib import suppress
 from typing import Any
 
 from flows.failures import DONE, FAULTS_FOUND, exit_code_of, words_of
-from flows.options import LATER, LATER_OPTIONS, parser
+from flows.options import parse
 from flows.stopping import end_at_once, stopping_on_signals
-from shards.errors import BadInput, not_there_yet
+from shards.errors import BadInput
 
 log = logging.getLogger("cellpair")
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     trains = bool(set(argv[:1]) & _WITH_TRAINER)
     with stopping_on_signals(_TRAINER_STOPS_WITHIN_S if trains else _STOPS_WITHIN_S):
         try:
-            args = _parsed(argv)
+            args = parse(argv)
             code = _COMMANDS[args.command](args)
             _flush_output()
             return code
@@ -59,21 +59,6 @@ def _flush_output() -> None:
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise
-
-
-def _parsed(argv: Sequence[str]) -> argparse.Namespace:
-    """The options of a command; those that are not there yet are refused in words."""
-    for (name, option), instead in LATER_OPTIONS.items():
-        if argv[:1] == [name] and option in argv:
-            raise not_there_yet("command line", f"`cellpair {name} {option}`", instead)
-    p = parser()
-    args, rest = p.parse_known_args(argv)
-    if args.command in LATER:
-        what = f"the command `cellpair {args.command}`"
-        raise not_there_yet("command line", what, LATER[args.command])
-    if rest:
-        p.error(f"unrecognized arguments: {' '.join(rest)}")
-    return args
 
 
 def _runtime(args: argparse.Namespace) -> Any:
@@ -170,6 +155,13 @@ def _check_how_curate_is_called(args: argparse.Namespace, run: dict[str, Any]) -
                 expected="either CONFIG.toml or one run by options",
                 found=f"{args.config} and {', '.join([*named, *(['--out'] if args.out else [])])}",
                 remedy="write the options into the config, or leave the config out",
+            )
+        if args.config.is_dir() or args.config.suffix == ".zip":
+            raise BadInput(
+                args.config,
+                expected="CONFIG.toml",
+                found="a folder" if args.config.is_dir() else "an archive",
+                remedy="write a config for bundles by `cellpair init`, or name one by --xenium",
             )
         return
     if args.only and any(word.endswith(".toml") for word in args.only):

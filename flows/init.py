@@ -130,6 +130,8 @@ def _marks(text: str, out: Path) -> list[str]:
             read_curate_config(Path(aside.name))
         except BadInputs as error:
             others = [fault for fault in error.faults if MARK not in fault.found]
+            for fault in others:
+                fault.where = fault.where.replace(aside.name, f"{out}, which was not written")
             if others:
                 raise BadInputs(others) from error
     runs = tomllib.loads(text)["runs"]

@@ -84,7 +84,8 @@ def _by_option(fault: BadInput, before: str, bundle: Path) -> BadInput:
     """A fault of the config in words of options."""
     key = fault.where.removeprefix(before).removeprefix("runs.0").removeprefix(".")
     if key:
-        where, remedy = f"--{key.replace('_', '-')}", fault.remedy
+        where = f"--{key.replace('_', '-')}"
+        remedy = fault.remedy.removesuffix("; relative paths start at the config's folder")
     else:  # of several keys, such as one that is missing
         near = look_beside(bundle) if bundle.exists() else []
         where = "cellpair curate --xenium"

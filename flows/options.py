@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from shards.errors import not_there_yet
+
 # Commands of the interface that arrive with a later version, and what to do meanwhile.
-LATER = {
+_LATER = {
     "register": "give an alignment csv to `cellpair curate`; its report shows the gates",
     "predict": "curate a run and use its shards",
     "export": "read the shards with webdataset and the .parquet beside each tar",
 }
 # The same for options, by command.
-LATER_OPTIONS = {
+_LATER_OPTIONS = {
     ("segment", "--labels"): "rasterise the outlines of nuclei.parquet",
     ("train", "--init-from"): "give the image weights by model.image_weights, or start anew",
 }
@@ -23,8 +27,37 @@ EXIT_CODES = (
 )
 
 
-def parser() -> argparse.ArgumentParser:
-    """The parser of all commands; `command` of what it parses is the name of one."""
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The options of a command; `command` is its name.
+
+    Exits with 2 and words to stderr on usage that is none. Raises BadInput for what the interface
+    names and this version does not have.
+    """
+    for (name, option), instead in _LATER_OPTIONS.items():
+        if argv[:1] == [name] and option in argv:
+            raise not_there_yet("command line", f"`cellpair {name} {option}`", instead)
+    parser, commands = _parsers()
+    if argv and not argv[0].startswith("-") and argv[0] not in {*commands, *_LATER}:
+        parser.error(f"there is no command {argv[0]}{_nearest(argv[0], commands)}")
+    if argv and argv[0] in _LATER:  # whatever options follow
+        what = f"the command `cellpair {argv[0]}`"
+        raise not_there_yet("command line", what, _LATER[argv[0]])
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        command = commands[args.command]
+        options = [o for o in command.format_help().split() if o.startswith("--")]
+        near = _nearest(unknown[0], options) if unknown[0].startswith("-") else ""
+        command.error(f"unknown here: {' '.join(unknown)}{near}")
+    return args
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser of all, and that of each command by its name."""
     parser = argparse.ArgumentParser(
         prog="cellpair",
         description="Xenium runs and H&E slides in; per-cell training pairs, a model and a report "
@@ -70,10 +103,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("curate", type=Path, metavar="CURATE.toml", help="default of curate/xenium")
     p.add_argument("--train", type=Path, metavar="TRAIN.toml", help="train after each curation")
 
-    for name in LATER:
-        # Whatever options follow, the answer is that the command is not there yet.
-        commands.add_parser(name, help="not there yet", description="Not there yet.")
-    return parser
+    by_name = dict(commands.choices)
+    for name in _LATER:
+        commands.add_parser(name, help="not there yet")
+    return parser, by_name
 
 
 def _add_demo(p: argparse.ArgumentParser) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ def read_sheet(path: Path, bundles: Sequence[Path], ids: Sequence[str]) -> dict[
     `bundles` are absolute paths, `ids` the ids of their runs. Relative paths in the sheet start at
     its folder, those of bundles else where the command runs. Values may be parted by commas,
     semicolons or tabs. Raises BadInputs with every fault: unknown columns, lines that are of no
-    bundle or of one that had a line, files that do not exist.
+    bundle or of one that had a line, files that do not exist, pixel sizes that are none.
     """
     header, lines = _read(path)
     faults = list(_header_faults(path, header))
@@ -43,47 +44,51 @@ def read_sheet(path: Path, bundles: Sequence[Path], ids: Sequence[str]) -> dict[
     for number, cells in lines:
         where = f"{path}, line {number}"
         if len(cells) != len(header):
-            faults.append(
-                BadInput(
-                    where,
-                    expected=f"{len(header)} values, as the header has",
-                    found=f"{len(cells)}",
-                    remedy='mend the line; a value that holds the separator goes between " and "',
-                )
-            )
+            expected = f"{len(header)} values, as the header has"
+            remedy = 'mend the line; a value that holds the separator goes between " and "'
+            faults.append(BadInput(where, expected=expected, found=str(len(cells)), remedy=remedy))
             continue
         values = {key: cell for key, cell in zip(header, cells, strict=True) if cell}
         bundle = _bundle_of(path, values, bundles, ids)
         if bundle is None or bundle in rows:
             named = ", ".join(f"{key} = {values[key]!r}" for key in _NAMING if key in values)
+            already = f", which {rows[bundle].where} is of already" if bundle in rows else ""
             faults.append(
                 BadInput(
                     where,
                     expected="one line for each bundle of the command: "
                     + ", ".join(f"{b} ({i})" for b, i in zip(bundles, ids, strict=True)),
-                    found=(named or "neither bundle nor run")
-                    + (f", which {rows[bundle].where} is of already" if bundle else ""),
+                    found=(named or "neither bundle nor run") + already,
                     remedy="mend or remove the line, or name its bundle in the command too",
                 )
             )
             continue
-        for key in _FILES:
-            if key in values and not (key == "alignment" and values[key] == "auto"):
-                file = Path(values[key]).expanduser()
-                values[key] = str(file if file.is_absolute() else path.absolute().parent / file)
-                if not Path(values[key]).exists():
-                    faults.append(
-                        BadInput(
-                            f"{where}, {key}",
-                            expected="an existing file",
-                            found=f"nothing at {values[key]}",
-                            remedy="mend the path; relative paths start at the sheet's folder",
-                        )
-                    )
+        for key in set(_FILES) & values.keys():
+            if (key, values[key]) != ("alignment", "auto"):
+                values[key] = str(path.absolute().parent / Path(values[key]).expanduser())
+        faults += _value_faults(where, values)
         rows[bundle] = SheetRow(where, {k: v for k, v in values.items() if k not in _NAMING})
     if faults:
         raise BadInputs(faults)
     return rows
+
+
+def _value_faults(where: str, values: Mapping[str, str]) -> Iterator[BadInput]:
+    for key in _FILES:
+        if key in values and values[key] != "auto" and not Path(values[key]).is_file():
+            yield BadInput(
+                f"{where}, {key}",
+                expected="an existing file",
+                found=f"no file at {values[key]}",
+                remedy="mend the path; relative paths start at the sheet's folder",
+            )
+    if "mpp" in values and not re.fullmatch(r"\d+(\.\d+)?", values["mpp"]):
+        yield BadInput(
+            f"{where}, mpp",
+            expected="µm per pixel, as 0.2738",
+            found=repr(values["mpp"]),
+            remedy="write it with a point, and without a unit",
+        )
 
 
 def _read(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
