@@ -40,8 +40,8 @@ _MARK = "CELLPAIR_TRUST"
 _POLL_S = 0.02
 _number = itertools.count()
 
-# What a run tells or remembers, rather than makes.
-_TOLD = ("report", "logs", "history.jsonl", "content-hashes.json")
+# What a run makes; the rest of its folder tells or remembers.
+_MADE = ("runs", "panels", "datasets", "dataset.json")
 
 CONFIG = """\
 name = {name}
@@ -138,9 +138,9 @@ class Command:
         self.path = place.folder / "lines" / f"{n:04d}.txt"
         self.path.parent.mkdir(exist_ok=True)
         environ = {**os.environ, _MARK: self.mark, "TMPDIR": str(place.temp)}
-        # As on a machine of a user: the second start of Python finds the bytecode of the first.
-        environ.pop("PYTHONDONTWRITEBYTECODE", None)
-        environ["PYTHONPYCACHEPREFIX"] = str(place.folder / "bytecode")
+        if environ.pop("PYTHONDONTWRITEBYTECODE", None):
+            # As on a user's machine: the second start of Python finds the bytecode of the first.
+            environ["PYTHONPYCACHEPREFIX"] = str(place.folder / "bytecode")
         self.started_s = time.monotonic()
         with self.path.open("wb") as lines:
             self.process = subprocess.Popen(
@@ -270,11 +270,11 @@ def section(folder: Path, n_cells: int, seed: int) -> Path:
 
 
 def made_in(out: Path) -> dict[str, str]:
-    """SHA-256 of every file that is promised to be the same in every run: all that a run makes."""
+    """SHA-256 of every file that is promised to be the same, hidden leftovers too."""
     return {
         name: sha256_of(out / name)
         for name in listing(out)
-        if (out / name).is_file() and name.split("/")[0] not in _TOLD
+        if (out / name).is_file() and name.split("/")[0] in _MADE
     }
 
 
