@@ -79,7 +79,7 @@ class TiffLevel:
         self._check_segments()
 
     def _check_segments(self) -> None:
-        if self.tile_px[0] * self.tile_px[1] > _MAX_SEGMENT_PX:
+        if not 0 < self.tile_px[0] * self.tile_px[1] <= _MAX_SEGMENT_PX:
             raise BadInput(
                 f"{self._path}, level {self._level}",
                 expected="tiles or strips that fit into memory",

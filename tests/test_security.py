@@ -23,10 +23,13 @@ import pyarrow.parquet as pq
 import pytest
 import tifffile
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from flows.cli import main
 from flows.failures import words_of
+from pairing.slide import open_slide
 from pairing.xenium import open_xenium
 from segmentation.network import load_model
 from shards.errors import BadInput
@@ -307,6 +310,53 @@ def of_patients(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
             text += RUN.format(run=run, folder=run, slide=slide)
     (folder / "curate.toml").write_text(text)
     return folder
+
+
+@pytest.fixture(scope="module", params=list(MAKERS))
+def small_slide(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path: Path = tmp_path_factory.mktemp("small") / request.param
+    MAKERS[request.param](path, np.random.default_rng(0).integers(99, 200, (300, 280, 3), np.uint8))
+    return path
+
+
+def places_of_tags(path: Path) -> list[int]:
+    """Where a TIFF holds anything but pixels."""
+    n_bytes = path.stat().st_size
+    is_tag = np.ones(n_bytes, bool)
+    with tifffile.TiffFile(path) as file:
+        for page in file.pages:
+            for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+                is_tag[offset : offset + count] = False
+    return np.flatnonzero(is_tag).tolist()
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+def test_a_slide_with_broken_tags_is_refused_in_words_that_quote_none_of_them(
+    small_slide: Path, data: st.DataObject, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.clear()
+    content = bytearray(small_slide.read_bytes())
+    places = st.sampled_from(places_of_tags(small_slide))
+    if data.draw(st.booleans()):
+        del content[data.draw(places) :]
+    else:
+        for place in data.draw(st.lists(places, min_size=1, max_size=3)):
+            content[place] = data.draw(st.integers(0, 255))
+    broken = small_slide.with_name(f"broken-{small_slide.name}")
+    broken.write_bytes(content)
+    try:
+        with open_slide(broken) as slide:
+            slide.read((0, 0, 100, 100))
+            told = " ".join(slide.notes)
+    except BadInput as error:
+        told = str(error)
+    told += caplog.text
+    assert not [secret for secret in SECRETS if secret in told]
 
 
 def texts_of(path: Path) -> Iterator[bytes]:
