@@ -15,7 +15,7 @@ from flows.built import Blocks, Built, Call, CuratedRun, Stage
 from flows.config import RUN_FILES, CurateConfig, RunConfig
 from flows.log import working_on
 from pairing import cells, pack, patches
-from pairing.annotations import donors_of_cells, labels_of_cells
+from pairing.annotations import donors_named, donors_of_cells, labels_of_cells
 from pairing.geometry import Affine, Points
 from pairing.patch_blocks import OpenImage
 from pairing.registration import gates
@@ -28,6 +28,7 @@ from shards.artifact import Identity, Make, build_artifact, find_artifact, write
 from shards.content import ContentHashes
 from shards.dataset import read_record
 from shards.errors import BadInput
+from shards.schema import digest
 
 log = logging.getLogger("cellpair")
 
@@ -68,8 +69,24 @@ class RunStages:
             tissue=run.tissue,
             filters=config.filters,
         )
+        self.withdrawn = self._withdrawn()
         self.identities: dict[Stage, Identity] = {}
         self._identify()
+
+    def _withdrawn(self) -> tuple[str, ...]:
+        """The withdrawn donors of a run with several."""
+        if self.run.donors is None or not self.config.split.withdraw:
+            return ()
+        named = donors_named(self.run.donors)
+        withdrawn = tuple(filter(self.config.split.is_withdrawn, named))
+        if withdrawn == named:
+            raise BadInput(
+                f"run {self.run.id}",
+                expected="a donor who is not withdrawn",
+                found=f"{len(named)} in {self.run.donors.name}, all withdrawn",
+                remedy="remove this [[runs]] from the config",
+            )
+        return withdrawn
 
     def _identify(self) -> None:
         """The one place that says what each stage's bytes hang on."""
@@ -91,9 +108,14 @@ class RunStages:
         self._add(
             "cells",
             cells.STAGE_VERSION,
-            {**self.cells.model_dump(), "species": self.run.species},
+            {
+                **self.cells.model_dump(),
+                "species": self.run.species,
+                # A hash: the record must not name whom it must not hold.
+                **({"withdrawn": digest(self.withdrawn)} if self.withdrawn else {}),
+            },
             parents=("registration", "nuclei"),
-            inputs=("xenium",),
+            inputs=("xenium", "donors") if self.withdrawn else ("xenium",),
         )
         self._add(
             "patches",
@@ -281,8 +303,15 @@ class RunStages:
                 he_nuclei = pq.read_table(self.built["nuclei"].folder / segmentation.NUCLEI_FILE)
                 registration = self._registration()
                 he_px_from_xenium_um, mpp = registration.affine, registration.slide_mpp
+            withdrawal = None
+            if self.withdrawn:
+                assert self.run.donors is not None
+                image_px_from_xenium_um, *_ = self._image()
+                withdrawal = cells.Withdrawal(
+                    self.run.donors, self.withdrawn, image_px_from_xenium_um
+                )
             return cells.write_cells(
-                out, xenium, self.cells, species, he_nuclei, he_px_from_xenium_um, mpp
+                out, xenium, self.cells, species, he_nuclei, he_px_from_xenium_um, mpp, withdrawal
             )
 
     # Patches, and shards of them.
@@ -305,6 +334,12 @@ class RunStages:
 
     def _write_shards(self, out: Path, kept: Path) -> dict[str, Any]:
         image_px_from_xenium_um, image_mpp, _ = self._image()
+        withdrawn_cell_ids: list[str] = []
+        if self.withdrawn:
+            table = cells.read_cells(self.built["cells"].folder)
+            with open_xenium(self.run.xenium) as xenium:
+                all_ids = xenium.read_cells()["cell_id"]
+            withdrawn_cell_ids = all_ids[~all_ids.isin(table["cell_id"])].tolist()
         return pack.write_shard_set(
             out,
             self.packing,
@@ -315,4 +350,6 @@ class RunStages:
             image_mpp,
             donors=self.run.donors,
             labels=self.run.labels,
+            withdrawn=self.withdrawn,
+            withdrawn_cell_ids=withdrawn_cell_ids,
         )

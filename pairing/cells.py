@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from pydantic import Field
 from scipy import sparse
 from scipy.spatial import cKDTree
 
+from pairing.annotations import donors_of_cells
 from pairing.counts import count_by_cell
 from pairing.geometry import Affine
 from pairing.match import MATCH_COLUMNS, match_nuclei
@@ -24,7 +26,8 @@ from shards.schema import Panel, Record
 
 CELLS_FILE = "cells.parquet"
 PANEL_FILE = "panel.json"
-NEIGHBORS_FILE = "neighbors.npy"  # (cells, k) int32 rows of cells.parquet, nearest first, -1 = none
+# (cells, k) int32 rows of cells.parquet, nearest first; -1 is none, or one that was left out.
+NEIGHBORS_FILE = "neighbors.npy"
 _COUNTS_FILES = ("counts_indptr.npy", "counts_indices.npy", "counts_data.npy")
 
 STAGE_VERSION = 1
@@ -46,6 +49,15 @@ class CellsConfig(CellsOptions):
     center: Literal["nucleus", "cell"] = "nucleus"
 
 
+@dataclass(frozen=True, slots=True)
+class Withdrawal:
+    """Donors of a run who must go: `names`, as the file `donors` names them among others."""
+
+    donors: Path
+    names: tuple[str, ...]
+    image_px_from_xenium_um: Affine  # to the pixels in which the file's polygons are
+
+
 def write_cells(
     out: Path,
     run: XeniumRun,
@@ -54,38 +66,43 @@ def write_cells(
     he_nuclei: pa.Table | None,
     he_px_from_xenium_um: Affine | None,
     slide_mpp: float | None,
+    withdrawal: Withdrawal | None = None,
 ) -> dict[str, Any]:
     """Write the cells of `run` into `out`; returns the figures of the stage.
 
     `he_nuclei` (segmentation's table), the transform and the slide's mpp are None where the run
-    has no H&E segmentation; then no cell has an H&E nucleus.
+    has no H&E segmentation; then no cell has an H&E nucleus. Cells of withdrawn donors are matched
+    and neighboured like all, so that those of others are what they would be without a withdrawal,
+    and then left out: they have no row, are in no figure, and later stages have not seen them.
     """
     cells = run.read_cells()
     nuclei = run.read_nuclei()
-    counts = count_by_cell(run, config.qv_min)
+    cell_of_nucleus = nuclei["cell_index"].to_numpy()
     table = cells[["cell_id", "cell_area_um2", "nucleus_area_um2", "n_nuclei"]].copy()
     table = table.join(_centres(cells, nuclei, config.center))
-    table["n_counts"] = np.asarray(counts.matrix.sum(axis=1)).ravel()
+    stays = _staying(table, withdrawal)
+    counts = count_by_cell(run, config.qv_min, stays)
+    n_counts = np.zeros(len(table), dtype=np.int64)
+    n_counts[stays] = np.asarray(counts.matrix.sum(axis=1)).ravel()
+    table["n_counts"] = n_counts
     if he_nuclei is not None and he_px_from_xenium_um is not None and slide_mpp is not None:
         matched = match_nuclei(
             nuclei["polygon"].tolist(), he_nuclei, he_px_from_xenium_um, slide_mpp
         )
-        table = table.join(_best_of_each_cell(matched, nuclei["cell_index"].to_numpy(), len(cells)))
+        table = table.join(_best_of_each_cell(matched, cell_of_nucleus, len(cells)))
         n_he_nuclei: int | None = he_nuclei.num_rows
     else:
         table = table.assign(he_nucleus_id=pd.array([pd.NA] * len(cells), dtype="Int64"))
         table = table.assign(**{name: np.nan for name in MATCH_COLUMNS[1:]})
         n_he_nuclei = None
+    neighbors = find_neighbors(
+        table[["x_um", "y_um"]].to_numpy(), config.neighbors_k, config.neighbors_radius_um
+    )
+    table = table[stays]
     panel = Panel.of(species, run.genes())
     pq.write_table(pa.Table.from_pandas(table, preserve_index=False), out / CELLS_FILE)
     write_atomically(out / PANEL_FILE, panel.model_dump_json(indent=1).encode())
-    np.save(
-        out / NEIGHBORS_FILE,
-        find_neighbors(
-            table[["x_um", "y_um"]].to_numpy(), config.neighbors_k, config.neighbors_radius_um
-        ),
-        allow_pickle=False,
-    )
+    np.save(out / NEIGHBORS_FILE, _among(neighbors, stays), allow_pickle=False)
     matrix = counts.matrix
     arrays = (
         matrix.indptr.astype(np.int64),
@@ -95,10 +112,10 @@ def write_cells(
     for name, array in zip(_COUNTS_FILES, arrays, strict=True):
         np.save(out / name, array, allow_pickle=False)
     return {
-        "n_cells": len(cells),
+        "n_cells": len(table),
         "n_genes": len(panel.genes),
         "panel_id": panel.panel_id,
-        "n_instrument_nuclei": len(nuclei),
+        "n_instrument_nuclei": int(np.append(stays, True)[cell_of_nucleus].sum()),
         "n_he_nuclei": n_he_nuclei,
         "n_matched": int(table["he_nucleus_id"].notna().sum()),
         "counts": counts.qc.model_dump(),
@@ -143,6 +160,21 @@ def find_neighbors(
     result = np.full((n, k), -1, dtype=np.int32)
     result[:, : index.shape[1]] = index
     return result
+
+
+def _staying(table: pd.DataFrame, withdrawal: Withdrawal | None) -> npt.NDArray[np.bool_]:
+    """The cells of which no withdrawn donor is told."""
+    if withdrawal is None:
+        return np.ones(len(table), dtype=bool)
+    centres_px = withdrawal.image_px_from_xenium_um(table[["x_um", "y_um"]].to_numpy())
+    donor, _ = donors_of_cells(withdrawal.donors, table["cell_id"].tolist(), centres_px)
+    return ~pd.Series(donor).isin(withdrawal.names).to_numpy(dtype=bool)
+
+
+def _among(neighbors: npt.NDArray[np.int32], stays: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
+    """The lists of those that stay, by their new rows; -1 in the place of one that does not."""
+    row = np.where(stays, np.cumsum(stays) - 1, -1).astype(np.int32)
+    return np.where(neighbors >= 0, row[neighbors], -1).astype(np.int32)[stays]
 
 
 def _centres(

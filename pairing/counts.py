@@ -42,15 +42,22 @@ class Counts:
     qc: CountsQc
 
 
-def count_by_cell(run: XeniumRun, qv_min: float) -> Counts:
+def count_by_cell(
+    run: XeniumRun, qv_min: float, only: npt.NDArray[np.bool_] | None = None
+) -> Counts:
     """Gene counts of every cell at `qv >= qv_min`: from the transcripts, else from the matrix.
+
+    `only` marks the cells to count, others are as if the instrument had not seen them: they have no
+    row of the matrix, and what it found inside them is part of no figure.
 
     Memory is one batch of transcripts and the non-zero entries, never the table. Raises BadInput
     where the bundle has neither or a table without a single transcript, and where counts are only
     in the matrix (made at qv >= 20) and another `qv_min` is asked for.
     """
+    if only is None:
+        only = np.ones(run.n_cells, dtype=bool)
     if run.has_transcripts:
-        return _from_transcripts(run, qv_min)
+        return _from_transcripts(run, qv_min, only)
     matrix = run.read_matrix()
     if matrix is None:
         raise BadInput(
@@ -66,21 +73,24 @@ def count_by_cell(run: XeniumRun, qv_min: float) -> Counts:
             found=f"qv_min = {qv_min} and a bundle without transcripts",
             remedy="set qv_min = 20, or give the bundle with its transcripts",
         )
+    matrix = matrix[only]
     return Counts(matrix, _qc("matrix", matrix, 0, 0, 0, {}, None))
 
 
-def _from_transcripts(run: XeniumRun, qv_min: float) -> Counts:
+def _from_transcripts(run: XeniumRun, qv_min: float, only: npt.NDArray[np.bool_]) -> Counts:
     n_genes = len(run.genes())
+    seen_in_cell = np.append(only, True)  # the last is that of cell -1, outside of all
     # (key, count) of what was read, in parts that shrink: merging each batch into all that came
     # before it would take time with the square of the transcripts.
     parts: list[_Tally] = []
     n_transcripts = n_low = n_unassigned = 0
     by_category: dict[str, int] = {}
     for batch in run.iter_transcripts():
-        good = batch.qv >= qv_min
+        seen = seen_in_cell[batch.cell_index]
+        good = seen & (batch.qv >= qv_min)
         inside = good & (batch.cell_index >= 0)
-        n_transcripts += len(good)
-        n_low += int((~good).sum())
+        n_transcripts += int(seen.sum())
+        n_low += int((seen & ~good).sum())
         n_unassigned += int((good & ~inside).sum())
         tally = np.bincount(batch.category[inside], minlength=len(batch.category_names))
         for name, n in zip(batch.category_names, tally.tolist(), strict=True):
@@ -101,9 +111,9 @@ def _from_transcripts(run: XeniumRun, qv_min: float) -> Counts:
     keys, values = reduce(_merge, reversed(parts))
     matrix = sparse.csr_matrix(
         (values, (keys // n_genes, keys % n_genes)), shape=(run.n_cells, n_genes), dtype=np.int64
-    )
+    )[only]
     own = run.read_matrix() if qv_min == 20 else None
-    mismatches = None if own is None else int((matrix != own).nnz)
+    mismatches = None if own is None else int((matrix != own[only]).nnz)
     return Counts(
         matrix,
         _qc("transcripts", matrix, n_transcripts, n_low, n_unassigned, by_category, mismatches),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -60,13 +60,17 @@ def write_shard_set(
     *,
     donors: Path | None = None,
     labels: Path | None = None,
+    withdrawn: Collection[str] = (),
+    withdrawn_cell_ids: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write the shards and the manifest of one run into `out`; returns the figures of the stage.
 
     Every cell of the run is either in a shard or counted under the reason why not; a cell that
     fails several tests counts under the first. Neighbours are turned into the orientation of the
     patch, in µm. `donors` (where `config.donor` is None) and `labels` are files as
-    `pairing.annotations` reads them. Raises BadInput where no cell is left.
+    `pairing.annotations` reads them. They may name `withdrawn` donors and their cells, which the
+    cells artifact lacks: such cells are not among those seen. Raises BadInput where no cell is
+    left.
     """
     cells = read_cells(cells_folder)
     panel = read_record(cells_folder / PANEL_FILE, Panel)
@@ -75,7 +79,9 @@ def write_shard_set(
     patches = pq.read_table(patches_folder / INDEX_FILE).to_pandas().set_index("row")
 
     image_px = image_px_from_xenium_um(cells[["x_um", "y_um"]].to_numpy())
-    cells, n_cells_of_donor = _annotated(cells, config, image_px, donors, labels)
+    cells, n_cells_of_donor = _annotated(
+        cells, config, image_px, donors, labels, withdrawn, withdrawn_cell_ids
+    )
     kept, totals = select(cells, patches, config.filters, registered=spec.image == "he")
     if not len(kept):
         raise BadInput(
@@ -114,17 +120,23 @@ def _annotated(
     image_px: Points,
     donors: Path | None,
     labels: Path | None,
+    withdrawn: Collection[str],
+    withdrawn_cell_ids: Sequence[str],
 ) -> tuple[pd.DataFrame, dict[str, int]]:
     """The cells with `donor` and `label`, and the number of cells of each donor that is named."""
-    cell_ids = cells["cell_id"].tolist()
+    n = len(cells)
+    # The files are of all cells of the bundle; where those that are gone were is of no use.
+    cell_ids = [*cells["cell_id"], *withdrawn_cell_ids]
     if donors is not None:
-        donor, names = donors_of_cells(donors, cell_ids, image_px)
+        nowhere = np.full((len(withdrawn_cell_ids), 2), np.nan)
+        donor, names = donors_of_cells(donors, cell_ids, np.concatenate([image_px, nowhere]))
+        donor = donor[:n]
     else:
         assert config.donor is not None
-        donor = np.full(len(cells), config.donor, dtype=object)
+        donor = np.full(n, config.donor, dtype=object)
         names = (config.donor,)
-    label = None if labels is None else labels_of_cells(labels, cell_ids)
-    n_cells_of_donor = {name: int((donor == name).sum()) for name in names}
+    label = None if labels is None else labels_of_cells(labels, cell_ids)[:n]
+    n_cells_of_donor = {name: int((donor == name).sum()) for name in names if name not in withdrawn}
     return cells.assign(donor=donor, label=label), n_cells_of_donor
 
 

@@ -137,10 +137,10 @@ def cut_block(
         width, height = slide.size_px
         damage = [d.box for d in (*block.damage, *met)]
         for row, (x, y) in zip(block.rows.tolist(), block.centres_px.tolist(), strict=True):
-            jpeg = _cut(picture, x - box[0], y - box[1], side_px, spec)
             half = side_px / 2
             edge = x < half or y < half or x > width - half or y > height - half
             seen = (x - reach, y - reach, x + reach, y + reach)
+            jpeg = _cut(picture, box[:2], seen, (x - half, y - half, x + half, y + half), spec)
             damaged = any(overlaps(d, seen) for d in damage)
             values = (row, block.name, part.tell(), len(jpeg), x, y, edge, damaged)
             for name, value in zip(INDEX_SCHEMA.names, values, strict=True):
@@ -190,13 +190,23 @@ def _clipped(block: PatchBlock, reach_px: float) -> Box:
     )
 
 
-def _cut(picture: Image.Image, x: float, y: float, side_px: float, spec: PatchSpec) -> bytes:
-    # Pillow's box is in continuous pixel coordinates, as ours are; its resize is antialiased.
-    half = side_px / 2
-    patch = picture.resize(
+def _cut(
+    picture: Image.Image,
+    corner: tuple[int, ...],
+    seen: tuple[float, ...],
+    field: tuple[float, ...],
+    spec: PatchSpec,
+) -> bytes:
+    # Pillow's box is in continuous pixel coordinates, as ours are, but of 32 bits: it is told from
+    # beside the patch, so that a patch has the same bytes wherever its block begins, which depends
+    # on the other cells. Its resize is antialiased.
+    x0, y0 = (int(np.floor(v)) for v in seen[:2])
+    x1, y1 = (int(np.ceil(v)) for v in seen[2:])
+    near = picture.crop((x0 - corner[0], y0 - corner[1], x1 - corner[0], y1 - corner[1]))
+    patch = near.resize(
         (spec.size_px, spec.size_px),
         Image.Resampling.BICUBIC,
-        box=(x - half, y - half, x + half, y + half),
+        box=(field[0] - x0, field[1] - y0, field[2] - x0, field[3] - y0),
     )
     jpeg: bytes = simplejpeg.encode_jpeg(
         np.ascontiguousarray(patch),

@@ -26,6 +26,11 @@ def dataset_settings(config: CurateConfig) -> dict[str, list[Setting]]:
     sections = {section: getattr(config, section).model_dump() for section in _SECTIONS}
     # The name of weights that ship, or a file of this machine.
     sections["segmentation"]["model"] = Path(config.segmentation.model)
+    # A page must not name whom `cellpair clean` has removed.
+    split, withdrawn = sections["split"], set(config.split.withdrawn_names)
+    for key in ("assign", "aliases"):
+        split[key] = {name: of for name, of in split[key].items() if name not in withdrawn}
+    split["withdraw"] = f"{len(config.split.withdraw)}, not named here" if withdrawn else ()
     return {section: _settings(values) for section, values in sections.items()}
 
 
