@@ -437,3 +437,15 @@ def test_evaluation_on_an_empty_test_split(
     told = capfd.readouterr().err
     assert f"{dataset}\n  expected: at least 64 samples in the test split" in told
     assert "remedy:   assign a donor to test with [split] assign" in told
+
+
+def test_what_is_only_a_little_off_goes_through(
+    two: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    matrix = (two / "a" / "he_imagealignment.csv").read_text()
+    ruined.alignment(f"\ufeff{matrix}")(two / "a")
+    for name, off in (("a", 1.01), ("b", 1.03)):
+        ruined.slide(lambda image: image, mpp=off * HE_MPP)(two / name)
+    assert curate(two, he_run("a", "D1", "a"), he_run("b", "D2", "b")) == 0
+    assert "a registration doubtful" not in caplog.text
+    assert "b registration doubtful: the alignment implies 0.2738" in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from flows import pipeline
+from flows.cluster import BlockMap, Runtime
+from flows.config import read_curate_config
 from flows.split import SplitSection, split_of
-from shards.schema import SPLITS
+from shards.check import validate
+from shards.dataset import read_dataset
+from shards.schema import SPLITS, Dataset
+from tests.flows.ruined import copy_by_links
 
 DONORS = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1)
 VUILD = {"VUILD96": ("VUILD96LF", "VUILD96MF")}
@@ -101,3 +108,71 @@ def test_a_donor_is_written_one_way(donor: str) -> None:
 @pytest.mark.parametrize("donor", ["<script>", "../x", "D 1", "Ł€", "a/b", "患者", "=1+1"])
 def test_a_donor_is_any_text(donor: str) -> None:
     assert SplitSection(assign={donor: "test"}, withdraw=(donor,)).is_withdrawn(donor)
+
+
+# ---------------------------------------------------------------- through a curation
+
+CONFIG = """
+name = "split"
+out = "out"
+[patch]
+fov_um = 16.0
+size_px = 32
+[split]
+assign = {{ P = "{to}" }}
+{more}
+[[runs]]
+id = "a"
+xenium = "a/outs"
+image = "morphology"
+donor = "P left"
+[[runs]]
+id = "b"
+xenium = "b/outs"
+image = "morphology"
+donor = "P right"
+[[runs]]
+id = "c"
+xenium = "c/outs"
+image = "morphology"
+donor = "Q"
+"""
+
+
+def shard_sets(out: Path) -> dict[str, tuple[int, int]]:
+    return {
+        str(path): (path.stat().st_ino, path.stat().st_mtime_ns)
+        for path in out.glob("runs/*/*/*/*")
+    }
+
+
+def test_a_changed_alias_moves_a_person_and_rewrites_no_shard(
+    simulated: Path, tmp_path: Path
+) -> None:
+    for name in "abc":
+        copy_by_links(simulated, tmp_path / name)
+    out = tmp_path / "out"
+
+    def curated(to: str, more: str) -> Dataset:
+        (tmp_path / "curate.toml").write_text(CONFIG.format(to=to, more=more))
+        config = read_curate_config(tmp_path / "curate.toml")
+        with BlockMap(Runtime(workers=1)) as blocks:
+            dataset = pipeline.curate(config, blocks).dataset
+        assert dataset is not None
+        assert read_dataset(out)[0] == dataset
+        assert validate(out) == []
+        return dataset
+
+    apart = curated("test", "")
+    assert apart.aliases == {}
+    before = shard_sets(out)
+    names = 'aliases = { P = ["P left", "P right", "unseen"] }'
+    joined = curated("test", names)
+    assert joined.aliases == {"P left": "P", "P right": "P"}
+    assert (joined.donors["P left"], joined.donors["P right"]) == ("test", "test")
+    assert curated("val", names).donors == {**joined.donors, "P left": "val", "P right": "val"}
+    assert shard_sets(out) == before
+    withdrawn = curated("val", f'withdraw = ["P left"]\n{names}')
+    assert [run.run for run in withdrawn.runs] == ["c"]
+    assert list(withdrawn.donors) == ["Q"]
+    assert len({d.fingerprint for d in (apart, joined, withdrawn)}) == 3
