@@ -54,6 +54,16 @@ def clean(out: Path, *, dry_run: bool) -> int:
     return DONE
 
 
+def wait_for_clean(out: Path) -> None:
+    """Return when no other process cleans `out`.
+
+    Whoever has its temporary folder there before it asks is seen by the next `clean`, or sees it.
+    """
+    if living_owner(out / LOCK_FOLDER) is not None:
+        with hold(out / LOCK_FOLDER, "curate"):
+            pass
+
+
 def _check_nobody_works(out: Path) -> None:
     """Raise BadInput where a living process holds an artifact or has its temporary folder."""
     working = {}

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from flows import pipeline
+from flows.clean import wait_for_clean
 from flows.cluster import BlockMap, Runtime
 from flows.config import CurateConfig, read_curate_config
 from flows.failures import BAD_INPUT, DONE, FAULTS_FOUND, exit_code_of
@@ -54,6 +55,7 @@ def run_pipeline(
     """
     claim_out(config.out, config.name, config.split.withdrawn_names)
     with logged_to(config.out), scratch(config.out), BlockMap(runtime) as blocks:
+        wait_for_clean(config.out)
         curated = curate_and_remember(
             config,
             blocks,
