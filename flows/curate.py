@@ -16,6 +16,7 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.events import emit_event
 
 from flows.deployed import absolute_config
 from flows.transient import is_transient
@@ -28,6 +29,8 @@ log = logging.getLogger("cellpair")
 
 PROGRESS_KEY = "curate-progress"
 DATASET_KEY = "dataset"
+# What the deployment of the training waits for.
+PUBLISHED = "cellpair.dataset.published"
 # A stage keeps the blocks that it has made, so that another try goes on where the last one ended.
 RETRY_DELAYS_S = [10.0, 60.0]
 
@@ -56,6 +59,11 @@ def curate(config: str) -> None:
     _show_quality(read, curated)
     if curated.failures:
         raise RunsFailed("\n".join(f"{run}: {error}" for run, error in curated.failures.items()))
+    assert curated.dataset is not None, "published unless a run failed"
+    dataset = f"cellpair.dataset.{curated.dataset.fingerprint}"
+    emit_event(
+        PUBLISHED, {"prefect.resource.id": dataset, "prefect.resource.name": curated.dataset.name}
+    )
 
 
 class StageTasks:

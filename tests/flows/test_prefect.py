@@ -78,8 +78,10 @@ def test_every_schedule_waits_until_it_is_switched_on() -> None:
 
 
 def test_training_follows_a_completed_curation_only_where_it_is_asked_for() -> None:
+    from flows.curate import PUBLISHED
+
     (trigger,) = _definition()["contrastive"]["triggers"]
-    assert trigger["expect"] == ["prefect.flow-run.Completed"]
+    assert trigger["expect"] == [PUBLISHED]
     assert trigger["match_related"][0]["prefect.resource.name"] == "xenium"
     assert list(_definition(with_training=False)) == ["xenium"]
 

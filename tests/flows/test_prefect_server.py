@@ -150,7 +150,8 @@ def test_deployed_flows_curate_train_and_reuse(server: Server, folder: Path) -> 
     artifacts = server.artifacts(faulty["id"])
     assert "Failed:" in artifacts["qc-run-b-683d1b0c"]["data"]
     assert artifacts["curate-progress"]["description"] == "4 of 7 stages"
-    assert not [run for run in server.flow_runs("pretrain") if _is_after(run, faulty)]
+    # Each dataset has started one, the failed curation none.
+    assert len(server.flow_runs("pretrain")) == 2
 
 
 def test_deploying_again_doubles_nothing(server: Server, folder: Path) -> None:
@@ -258,17 +259,14 @@ print(json.dumps({"tries": tries, "ended": ended}))
 
 
 def _has_trained(server: Server, curated: dict[str, Any]) -> bool:
-    """Whether the training that follows has ended well.
-
-    A server on SQLite may take an event twice and start two, of which the second finds all done.
-    """
+    """Whether the training that follows has ended well."""
     runs = [run for run in server.flow_runs("pretrain") if _is_after(run, curated)]
     assert {run["state_type"] for run in runs}.isdisjoint({"FAILED", "CRASHED"})
     return bool(runs) and all(run["state_type"] == "COMPLETED" for run in runs)
 
 
 def _is_after(run: dict[str, Any], curated: dict[str, Any]) -> bool:
-    return datetime.fromisoformat(run["created"]) > datetime.fromisoformat(curated["end_time"])
+    return datetime.fromisoformat(run["created"]) > datetime.fromisoformat(curated["start_time"])
 
 
 def _is_made(folder: Path, stage: str) -> bool:
