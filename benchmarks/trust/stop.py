@@ -22,6 +22,7 @@ from benchmarks.trust.harness import (
     Place,
     Promises,
     difference,
+    limit_s,
     made_in,
     parser,
     place_of,
@@ -84,7 +85,7 @@ def stopped(
             found.unsaid.append(f"{at}, {moment_s:.1f} s, exit {code}: {command.path}")
         print(f"{stop.name} at {moment_s:.1f} s, {at}: exit {code} in {spent_s:.1f} s", flush=True)
         with place.curate(out, 2) as again:
-            code, _ = again.wait()
+            code, _ = again.wait(limit_s(seconds))
         found.differing += difference(made_in(out), made) if code == DONE else [f"exit {code}"]
     return found
 

@@ -17,6 +17,7 @@ from benchmarks.trust.harness import (
     Place,
     Promises,
     difference,
+    limit_s,
     made_in,
     parser,
     place_of,
@@ -39,7 +40,7 @@ def at_once(
         for share in starts:
             time.sleep(max(0.0, began_s + share * seconds - time.monotonic()))
             commands.append(stack.enter_context(place.curate(out, WORKERS)))
-        codes = [command.wait()[0] for command in commands]
+        codes = [command.wait(limit_s(seconds))[0] for command in commands]
         texts = [command.text for command in commands]
         left = [p for command in commands for p in command.left()]
     name = f"started at {', '.join(f'{share:.0%}' for share in starts)}"
