@@ -36,8 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.setLevel(logging.INFO)
     trains = bool(set(argv[:1]) & _WITH_TRAINER)
     with stopping_on_signals(_TRAINER_STOPS_WITHIN_S if trains else _STOPS_WITHIN_S):
+        written_to = None
         try:
             args = parse(argv)
+            written_to = getattr(args, "out", None)
             code = _COMMANDS[args.command](args)
             _flush_output()
             return code
@@ -48,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if is_process and isinstance(error, KeyboardInterrupt):
                 end_at_once()
             if not isinstance(error, BrokenPipeError):  # then nobody reads
-                print(f"cellpair: {words_of(error)}", file=sys.stderr)
+                print(f"cellpair: {words_of(error, written_to)}", file=sys.stderr)
             return exit_code_of(error)
 
 

@@ -71,7 +71,12 @@ def init(bundles: Sequence[Path], sheet: Path | None, out: Path) -> int:
     text = _HEAD.format(mark=MARK, file=out.name, name=name) + "".join(tables)
     marks = _marks(text, out)
     with out.open("x", encoding="utf-8") as file:
-        file.write(text)
+        try:
+            file.write(text)
+            file.flush()
+        except OSError:  # of a full disk, half a config would be left
+            out.unlink()
+            raise
     print(f"{out}: {len(tables)} run{'s' if len(tables) > 1 else ''}")
     print("\n".join(f"to fill in: {mark}" for mark in marks) or "nothing to fill in")
     return 0

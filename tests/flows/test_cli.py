@@ -84,6 +84,13 @@ def test_errors_have_words_and_codes(error: BaseException, code: int, words: str
     assert words in words_of(error)
 
 
+def test_a_file_without_a_name_is_said_to_lie_in_the_output() -> None:
+    full = OSError(errno.ENOSPC, "No space left")
+    assert words_of(full, Path("a/out")).startswith(
+        "a file that the system does not name, below a/out\n"
+    )
+
+
 def one_run(run: Path, out: Path) -> tuple[str, ...]:
     """The command for a run of DAPI patches, which needs no network."""
     bundle = str(run / "outs")
