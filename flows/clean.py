@@ -88,7 +88,7 @@ def _remove(removals: list[Removal]) -> None:
     for r in removals:
         if r.rest is not None:
             write_atomically(r.path, r.rest)
-        elif not r.path.is_dir():
+        elif r.path.is_symlink() or not r.path.is_dir():  # what a link names is not ours
             r.path.unlink()
         elif r.path.name.startswith(".") or r.path.parent.name == SCRATCH_FOLDER:
             hidden.append(r.path)

@@ -190,7 +190,9 @@ def _leftovers(out: Path) -> Iterator[Removal]:
 
 
 def _whole(path: Path, why: str) -> Removal:
-    files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
+    files = [path]
+    if path.is_dir() and not path.is_symlink():
+        files = [p for p in path.rglob("*") if p.is_file()]
     return Removal(path, why, sum(p.lstat().st_size for p in files))
 
 
