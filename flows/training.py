@@ -41,12 +41,12 @@ def run_trainer(module: str, *args: str, tell: Callable[[str], None] | None = No
 
 def evaluate(checkpoint: Path, dataset: Path, out: Path) -> Path:
     """Evaluate a checkpoint into `out` and render its page; returns the page."""
-    # The pages know every stage: half a minute of imports that starting a training never needs.
-    from flows.report import write_evaluation_page
-
     code = run_trainer("evaluate", str(checkpoint), str(dataset), "--out", str(out))
     if code:
         raise SystemExit(code)
+    # The pages know every stage: seconds of imports that neither training nor a fault needs.
+    from flows.report import write_evaluation_page
+
     metrics = checkpoint.resolve().parent.parent / METRICS_FILE
     return write_evaluation_page(out, out / EVALUATION_FILE, metrics if metrics.exists() else None)
 
