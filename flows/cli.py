@@ -143,7 +143,7 @@ def _curate(args: argparse.Namespace) -> int:
 
         return print_plan(config, only)
     if path is None:
-        path = keep_config(config.out, text)
+        path = keep_config(config, text)
     return curate_locally(path, _runtime(args), only=only, partial_dataset=args.partial)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from flows.beside import look_beside, run_ids
 from flows.config import RUN_FILES, CurateConfig, read_curate_config
+from flows.outfolder import claim_out
 from flows.toml_text import quoted
 from shards.artifact import write_atomically
 from shards.errors import BadInput, BadInputs
@@ -44,13 +45,15 @@ def read_one_run(given: Mapping[str, str | float], out: Path) -> tuple[CurateCon
     return config.model_copy(update={"out": out.absolute()}), text
 
 
-def keep_config(out: Path, text: str) -> Path:
-    """Write the config into the output, or find it there; returns its path.
+def keep_config(config: CurateConfig, text: str) -> Path:
+    """Write the config into its output, or find it there; returns its path.
 
-    Raises BadInput where the folder was made with other options, naming those that differ.
+    Raises BadInput where the folder was made with other options, naming those that differ, and
+    where it is in use for something else.
     """
-    path = out / CONFIG_FILE
+    path = config.out / CONFIG_FILE
     if not path.exists():
+        claim_out(config.out, config.name, config.split.withdraw)
         write_atomically(path, text.encode())
         return path
     try:

@@ -100,6 +100,15 @@ def test_a_missing_alignment_is_asked_for_and_its_candidates_named(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_of_something_else_stays_as_it_was(
+    simulated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "thesis.docx").touch()
+    assert curate(simulated, tmp_path) == 2
+    assert "thesis.docx" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".")] == ["thesis.docx"]
+
+
 def test_a_folder_with_a_config_that_is_no_toml(
     simulated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
