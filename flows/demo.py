@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from scipy.stats import rankdata
 
 from flows.built import CuratedRun
+from flows.clean import wait_for_clean
 from flows.cluster import BlockMap, Runtime
 from flows.config import read_curate_config
 from flows.local import curate_and_remember
@@ -97,7 +98,8 @@ def run_demo(out: Path, n_cells: int, runtime: Runtime) -> int:
         folders = simulate_donors(out, -(-n_cells // len(DONORS)), blocks)
         config = read_curate_config(_write_configs(out, folders, runtime))
         claim_out(config.out, config.name, config.split.withdrawn_names)
-        with logged_to(config.out):
+        with logged_to(config.out), scratch(config.out):
+            wait_for_clean(config.out)
             curated = curate_and_remember(config, blocks, device=runtime.device)
     if curated.dataset is None:
         raise next(iter(curated.failures.values()))

@@ -44,9 +44,18 @@ class Nuclei:
 
 
 def read_nuclei(curated: CuratedRun, table: pd.DataFrame) -> Nuclei:
-    """The nuclei of a curated run; `table` is of its cells artifact."""
+    """The nuclei of a curated run; `table` is of its cells artifact.
+
+    Rows of cells are those of `table`. Nuclei of cells that it lacks, of withdrawn donors, are left
+    out.
+    """
     with open_xenium(curated.config.xenium) as xenium:
         instrument = xenium.read_nuclei()
+        cell_ids = xenium.read_cells()["cell_id"]
+    row = np.append(pd.Index(table["cell_id"]).get_indexer(cell_ids), -1)  # the last: of no cell
+    had_cell = instrument["cell_index"] >= 0
+    instrument = instrument.assign(cell_index=row[instrument["cell_index"].to_numpy()])
+    instrument = instrument[~had_cell | (instrument["cell_index"] >= 0)]
     if "nuclei" not in curated.built:
         return Nuclei(instrument, np.zeros(0, np.int64), np.zeros(0, object), np.zeros(0, bool))
     found = pq.read_table(

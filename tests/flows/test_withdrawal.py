@@ -1,0 +1,202 @@
+"""A donor of several who is withdrawn: none of their cells anywhere, no byte of others changes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from flows.cli import main
+from pairing.simulate import SimulationParams, SlideParams, simulate
+from shards.artifact import read_artifact
+from shards.check import validate
+from shards.dataset import read_dataset, read_manifest
+from shards.schema import donor_slug
+
+# A microarray with nuclei on its H&E takes longer than a test of `make test` may.
+pytestmark = pytest.mark.slow
+
+CONFIG = """
+name = "cores"
+out = "out"
+[patch]
+fov_um = 32
+size_px = 64
+[segmentation]
+model = "{model}"
+[split]
+aliases = {{ P7 = ["D2", "biopsy 2"] }}
+withdraw = [{withdraw}]
+[[runs]]
+id = "tma"
+xenium = "{run}/outs"
+{image}
+donors = "{donors}"
+labels = "groups.csv"
+"""
+
+
+@pytest.fixture(scope="module")
+def microarray(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("microarray") / "run"
+    slide = SlideParams(mpp=0.5)
+    simulate(out, SimulationParams(n_cells=150, n_donors=3, seed=2, slide=slide))
+    return out
+
+
+def curate(
+    folder: Path,
+    run: Path,
+    *withdraw: str,
+    donors: Path | None = None,
+    dapi: bool = False,
+    model: str = "none",
+) -> int:
+    truth = pd.read_parquet(run / "truth" / "cells.parquet")
+    labels = truth.rename(columns={"type": "group"})[["cell_id", "group"]]
+    labels.to_csv(folder / "groups.csv", index=False)
+    he = f'slide = "{run}/he.ome.tif"\nalignment = "{run}/he_imagealignment.csv"'
+    text = CONFIG.format(
+        run=run,
+        model=model,
+        withdraw=", ".join(f'"{name}"' for name in withdraw),
+        image='image = "morphology"' if dapi else he,
+        donors=donors or run / "truth" / "donors.geojson",
+    )
+    (folder / "curate.toml").write_text(text, encoding="utf-8")
+    return main(["curate", str(folder / "curate.toml"), "--workers", "1"])
+
+
+def shard_set(out: Path) -> Path:
+    dataset, root = read_dataset(out)
+    return root / dataset.runs[0].path
+
+
+def artifacts_of(out: Path) -> dict[str, Path]:
+    """The newest dataset's artifacts by stage."""
+    folders = {"shards": shard_set(out)}
+    record = read_artifact(folders["shards"])
+    assert record is not None
+    return folders | {s: out / "runs" / "tma" / s / fp for s, fp in record.parents.items()}
+
+
+@pytest.fixture(scope="module")
+def curated(microarray: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("curated")
+    assert curate(folder, microarray, model="compact") == 0
+    return folder
+
+
+# By the name that the file has, by the canonical one, and by another of the same person.
+@pytest.mark.parametrize("name", ["D2", "P7", "biopsy 2"])
+def test_the_shards_of_the_others_keep_every_byte(
+    curated: Path, microarray: Path, tmp_path: Path, name: str
+) -> None:
+    work = tmp_path / "work"
+    shutil.copytree(curated, work)
+    before = shard_set(work / "out")
+    assert curate(work, microarray, name, model="compact") == 0
+    after = shard_set(work / "out")
+    assert after != before
+    assert validate(work / "out") == []
+    want = {shard for shard in read_manifest(before).shards if shard.donor != "D2"}
+    assert {shard.donor for shard in want} == {"D1", "D3"}
+    assert set(read_manifest(after).shards) == want
+    for shard in want:
+        for suffix in (".tar", ".parquet"):
+            name = f"{shard.name}{suffix}"
+            assert (after / name).read_bytes() == (before / name).read_bytes()
+    assert not list(after.glob(f"*{donor_slug('D2')}*"))
+
+
+def test_no_artifact_holds_a_cell_of_theirs_or_names_them(
+    curated: Path, microarray: Path, tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+    shutil.copytree(curated, work)
+    truth = pd.read_parquet(microarray / "truth" / "cells.parquet").set_index("cell_id")
+    theirs = set(truth.index[truth["donor"] == "D2"])
+    assert curate(work, microarray, "D2", model="compact") == 0
+    folders = artifacts_of(work / "out")
+    cells = pd.read_parquet(folders["cells"] / "cells.parquet")
+    assert set(cells["cell_id"]) == set(truth.index) - theirs
+    patches = pd.read_parquet(folders["patches"] / "index.parquet")
+    assert patches["row"].max() < len(cells)
+    assert len(patches) <= len(cells)
+    totals = read_dataset(work / "out")[0].totals
+    assert totals.seen == len(cells)
+    for folder in folders.values():
+        record = (folder / "artifact.json").read_text()
+        assert '"D2"' not in record
+        assert not [cell for cell in theirs if cell in record]
+
+
+def test_rows_that_are_left_say_what_they_said(
+    curated: Path, microarray: Path, tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+    shutil.copytree(curated, work)
+    before = artifacts_of(work / "out")["cells"]
+    assert curate(work, microarray, "D2", model="compact") == 0
+    after = artifacts_of(work / "out")["cells"]
+    old, new = (pd.read_parquet(folder / "cells.parquet") for folder in (before, after))
+    left = old["cell_id"].isin(new["cell_id"]).to_numpy()
+    pd.testing.assert_frame_equal(old[left].reset_index(drop=True), new)
+
+    def neighbor_ids(folder: Path, cells: pd.DataFrame) -> list[list[str]]:
+        ids = cells["cell_id"].to_numpy()
+        rows = np.load(folder / "neighbors.npy", allow_pickle=False)
+        return [[ids[n] for n in row if n >= 0] for row in rows]
+
+    want = [
+        [cell for cell in near if cell in set(new["cell_id"])]
+        for near, is_left in zip(neighbor_ids(before, old), left, strict=True)
+        if is_left
+    ]
+    assert neighbor_ids(after, new) == want
+    counts = [
+        np.load(folder / "counts_indptr.npy", allow_pickle=False) for folder in (before, after)
+    ]
+    assert np.diff(counts[1]).tolist() == np.diff(counts[0])[left].tolist()
+
+
+def test_other_stages_and_other_withdrawals_move_nothing(
+    curated: Path, microarray: Path, tmp_path: Path
+) -> None:
+    work = tmp_path / "work"
+    shutil.copytree(curated, work)
+
+    def stages() -> dict[str, int]:
+        made = [p.parts[-3] for p in (work / "out" / "runs").rglob("artifact.json")]
+        return {stage: made.count(stage) for stage in made}
+
+    assert curate(work, microarray, "somebody of another run", model="compact") == 0
+    assert set(stages().values()) == {1}
+    assert curate(work, microarray, "D2", model="compact") == 0
+    assert stages() == {"registration": 1, "nuclei": 1, "cells": 2, "patches": 2, "shards": 2}
+
+
+@pytest.mark.parametrize("kind", ["geojson", "csv"])
+@pytest.mark.parametrize("dapi", [False, True])
+def test_either_file_and_either_image(
+    microarray: Path, tmp_path: Path, kind: str, dapi: bool
+) -> None:
+    donors = microarray / "truth" / f"donors.{kind}"
+    if dapi and kind == "geojson":
+        pytest.skip("the simulator writes polygons in pixels of the slide")
+    assert curate(tmp_path, microarray, donors=donors, dapi=dapi) == 0
+    before = read_manifest(shard_set(tmp_path / "out"))
+    assert curate(tmp_path, microarray, "D1", "D3", donors=donors, dapi=dapi) == 0
+    after = read_manifest(shard_set(tmp_path / "out"))
+    assert after.shards == tuple(s for s in before.shards if s.donor == "D2")
+    assert validate(tmp_path / "out") == []
+
+
+def test_a_run_whose_donors_are_all_withdrawn_is_refused(
+    microarray: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert curate(tmp_path, microarray, "D1", "P7", "D3") == 2
+    assert "3 in donors.geojson, all withdrawn" in caplog.text
