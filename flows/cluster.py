@@ -64,6 +64,8 @@ class BlockMap:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        # That a worker which has torch to take down takes its seconds is nobody's concern now.
+        logging.getLogger("distributed.nanny").setLevel(logging.ERROR)
         self._stack.close()
 
     def __call__(self, fn: Callable[[A], B], items: Collection[A]) -> Iterable[B]:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from flows import conflicts
 from flows.built import Blocks, Built, Call, CuratedRun, direct
@@ -66,7 +67,7 @@ def plan_runs(
     planned: list[RunStages] = []
     failures: dict[str, Exception] = {}
     for run in _chosen(config, only):
-        with _collecting(run.id, failures):
+        with _collecting(run.id, config.out, failures):
             planned.append(RunStages(config, run, hashes, blocks, device, call))
             hashes.save()
     _add(conflicts.same_bundles([(p.run, p.inputs["xenium"]) for p in planned]), failures)
@@ -90,13 +91,13 @@ def curate(
     """
     everything, failures = plan_runs(config, blocks, device=device, call=call, only=only)
     for stages in everything:
-        with _collecting(stages.run.id, failures):
+        with _collecting(stages.run.id, config.out, failures):
             stages.register()
     planned = _without(everything, failures)
     _add(_overlaps(planned), failures)
     runs: list[CuratedRun] = []
     for stages in _without(planned, failures):
-        with _collecting(stages.run.id, failures):
+        with _collecting(stages.run.id, config.out, failures):
             runs.append(stages.finish())
     built = tuple(b for stages in everything for b in stages.built.values())
     if not runs or (failures and not partial_dataset):
@@ -108,12 +109,12 @@ def curate(
 
 
 @contextmanager
-def _collecting(run: str, failures: dict[str, Exception]) -> Iterator[None]:
+def _collecting(run: str, out: Path, failures: dict[str, Exception]) -> Iterator[None]:
     with working_on(run):
         try:
             yield
         except Exception as error:  # collected: one run's failure leaves the others going
-            log.error("%s: failed: %s", run, words_of(error))
+            log.error("%s: failed: %s", run, words_of(error, out))
             log.debug("", exc_info=True)
             failures[run] = error
 

@@ -54,7 +54,7 @@ def plan(stages: RunStages) -> list[PlannedStage]:
             stage=stage,
             fingerprint=identity.fingerprint,
             reused=record is not None,
-            n_bytes=_expected_bytes(stage, n_cells, stages.spec)
+            n_bytes=_expected_bytes(stage, n_cells, stages.configs.patch)
             if record is None
             else _size(record),
         )

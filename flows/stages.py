@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from flows.built import Blocks, Built, Call, CuratedRun, Stage
 from flows.config import RUN_FILES, CurateConfig, RunConfig
+from flows.identities import StageConfigs, identities
 from flows.log import working_on
 from pairing import cells, pack, patches
 from pairing.annotations import donors_named, donors_of_cells, labels_of_cells
@@ -23,16 +24,13 @@ from pairing.registration.given import read_alignment
 from pairing.registration.record import REGISTRATION_FILE, Registration
 from pairing.slide import open_slide
 from pairing.xenium import open_xenium
-from segmentation import config as segmentation
+from segmentation.config import NUCLEI_FILE
 from shards.artifact import Identity, Make, build_artifact, find_artifact, write_atomically
 from shards.content import ContentHashes
 from shards.dataset import read_record
 from shards.errors import BadInput
-from shards.schema import digest
 
 log = logging.getLogger("cellpair")
-
-REGISTRATION_VERSION = 2
 
 
 class RunStages:
@@ -59,19 +57,9 @@ class RunStages:
         self.built: dict[Stage, Built] = {}
         given = {key: getattr(run, key) for key in RUN_FILES}
         self.inputs = {k: hashes.of(path) for k, path in given.items() if path is not None}
-        self.spec = config.patch.spec("he" if run.slide else "morphology")
-        self.segmentation = segmentation.SegmentationConfig(model=config.segmentation.model)
-        self.cells = cells.CellsConfig(**config.cells.model_dump(), center=config.patch.center)
-        self.packing = pack.PackConfig(
-            run=run.id,
-            donor=run.donor,
-            source_id=run.source_id,
-            tissue=run.tissue,
-            filters=config.filters,
-        )
+        self.configs = StageConfigs.of(config, run)
         self.withdrawn = self._withdrawn()
-        self.identities: dict[Stage, Identity] = {}
-        self._identify()
+        self.identities = identities(config, run, self.configs, self.inputs, self.withdrawn)
 
     def _withdrawn(self) -> tuple[str, ...]:
         """The withdrawn donors of a run with several."""
@@ -87,67 +75,6 @@ class RunStages:
                 remedy="remove this [[runs]] from the config",
             )
         return withdrawn
-
-    def _identify(self) -> None:
-        """The one place that says what each stage's bytes hang on."""
-        if self.run.slide is not None:
-            self._add(
-                "registration",
-                REGISTRATION_VERSION,
-                {"refine": self.config.registration.refine, "mpp": self.run.mpp},
-                inputs=("xenium", "slide", "alignment"),
-            )
-        if self.run.slide is not None and self.segmentation.model != "none":
-            self.inputs["weights"] = segmentation.weights_digest(self.segmentation.model)
-            self._add(
-                "nuclei",
-                segmentation.STAGE_VERSION,
-                {**self.segmentation.fingerprint_config(), "mpp": self.run.mpp},
-                inputs=("slide", "weights"),
-            )
-        self._add(
-            "cells",
-            cells.STAGE_VERSION,
-            {
-                **self.cells.model_dump(),
-                "species": self.run.species,
-                # A hash: the record must not name whom it must not hold.
-                **({"withdrawn": digest(self.withdrawn)} if self.withdrawn else {}),
-            },
-            parents=("registration", "nuclei"),
-            inputs=("xenium", "donors") if self.withdrawn else ("xenium",),
-        )
-        self._add(
-            "patches",
-            patches.STAGE_VERSION,
-            self.spec.model_dump(),
-            parents=("registration", "cells"),
-            inputs=("slide" if self.run.slide else "xenium",),
-        )
-        self._add(
-            "shards",
-            pack.STAGE_VERSION,
-            {**self.packing.model_dump(mode="json"), "patch": self.spec.model_dump()},
-            parents=("registration", "cells", "patches"),
-            inputs=("donors", "labels"),
-        )
-
-    def _add(
-        self,
-        stage: Stage,
-        stage_version: int,
-        config: dict[str, Any],
-        *,
-        parents: tuple[Stage, ...] = (),
-        inputs: tuple[str, ...],
-    ) -> None:
-        self.identities[stage] = Identity(
-            stage=stage,
-            stage_version=stage_version,
-            config=config,
-            parents={p: self.identities[p].fingerprint for p in parents if p in self.identities},
-            inputs={key: self.inputs[key] for key in inputs if key in self.inputs},
-        )
 
     def folder_of(self, stage: Stage) -> Path:
         """Where the artifact of a stage is or will be."""
@@ -280,7 +207,7 @@ class RunStages:
             out,
             kept,
             self.run.slide,
-            self.segmentation,
+            self.configs.segmentation,
             mpp=self.run.mpp,
             device=self.device,
             map_blocks=self.blocks.on_gpu,
@@ -300,7 +227,7 @@ class RunStages:
                 )
             he_nuclei = he_px_from_xenium_um = mpp = None
             if "nuclei" in self.built:
-                he_nuclei = pq.read_table(self.built["nuclei"].folder / segmentation.NUCLEI_FILE)
+                he_nuclei = pq.read_table(self.built["nuclei"].folder / NUCLEI_FILE)
                 registration = self._registration()
                 he_px_from_xenium_um, mpp = registration.affine, registration.slide_mpp
             withdrawal = None
@@ -311,7 +238,14 @@ class RunStages:
                     self.run.donors, self.withdrawn, image_px_from_xenium_um
                 )
             return cells.write_cells(
-                out, xenium, self.cells, species, he_nuclei, he_px_from_xenium_um, mpp, withdrawal
+                out,
+                xenium,
+                self.configs.cells,
+                species,
+                he_nuclei,
+                he_px_from_xenium_um,
+                mpp,
+                withdrawal,
             )
 
     # Patches, and shards of them.
@@ -330,7 +264,9 @@ class RunStages:
         image_px_from_xenium_um, _, open_image = self._image()
         table = cells.read_cells(self.built["cells"].folder)
         centres_px = image_px_from_xenium_um(table[["x_um", "y_um"]].to_numpy())
-        return patches.write_patches(out, kept, open_image, centres_px, self.spec, self.blocks)
+        return patches.write_patches(
+            out, kept, open_image, centres_px, self.configs.patch, self.blocks
+        )
 
     def _write_shards(self, out: Path, kept: Path) -> dict[str, Any]:
         image_px_from_xenium_um, image_mpp, _ = self._image()
@@ -342,8 +278,8 @@ class RunStages:
             withdrawn_cell_ids = all_ids[~all_ids.isin(table["cell_id"])].tolist()
         return pack.write_shard_set(
             out,
-            self.packing,
-            self.spec,
+            self.configs.packing,
+            self.configs.patch,
             self.built["cells"].folder,
             self.built["patches"].folder,
             image_px_from_xenium_um,

@@ -1,0 +1,117 @@
+"""What the bytes of each stage hang on: its whole config, its parents and its raw inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flows.built import Stage
+from flows.config import CurateConfig, RunConfig
+from pairing import cells, pack, patches
+from segmentation import config as segmentation
+from shards.artifact import Identity
+from shards.schema import PatchSpec, digest
+
+REGISTRATION_VERSION = 2
+
+
+@dataclass(frozen=True, slots=True)
+class StageConfigs:
+    """The configs of the stages of one run."""
+
+    segmentation: segmentation.SegmentationConfig
+    cells: cells.CellsConfig
+    patch: PatchSpec
+    packing: pack.PackConfig
+
+    @classmethod
+    def of(cls, config: CurateConfig, run: RunConfig) -> StageConfigs:
+        return cls(
+            segmentation=segmentation.SegmentationConfig(model=config.segmentation.model),
+            cells=cells.CellsConfig(**config.cells.model_dump(), center=config.patch.center),
+            patch=config.patch.spec("he" if run.slide else "morphology"),
+            packing=pack.PackConfig(
+                run=run.id,
+                donor=run.donor,
+                source_id=run.source_id,
+                tissue=run.tissue,
+                filters=config.filters,
+            ),
+        )
+
+
+def identities(
+    config: CurateConfig,
+    run: RunConfig,
+    configs: StageConfigs,
+    inputs: Mapping[str, str],
+    withdrawn: tuple[str, ...],
+) -> dict[Stage, Identity]:
+    """The identities of a run's stages, in order; those that it does not need are left out.
+
+    `inputs` holds the content hashes of the run's files by their key in the config; `withdrawn` the
+    donors whose cells are left out of a run with several. Raises BadInput without the weights.
+    """
+    known: dict[Stage, Identity] = {}
+
+    def add(
+        stage: Stage,
+        stage_version: int,
+        stage_config: dict[str, Any],
+        *,
+        parents: tuple[Stage, ...] = (),
+        given: Mapping[str, str] = inputs,
+        of: tuple[str, ...],
+    ) -> None:
+        known[stage] = Identity(
+            stage=stage,
+            stage_version=stage_version,
+            config=stage_config,
+            parents={p: known[p].fingerprint for p in parents if p in known},
+            inputs={key: given[key] for key in of if key in given},
+        )
+
+    if run.slide is not None:
+        add(
+            "registration",
+            REGISTRATION_VERSION,
+            {"refine": config.registration.refine, "mpp": run.mpp},
+            of=("xenium", "slide", "alignment"),
+        )
+    if run.slide is not None and configs.segmentation.model != "none":
+        weights = segmentation.weights_digest(configs.segmentation.model)
+        add(
+            "nuclei",
+            segmentation.STAGE_VERSION,
+            {**configs.segmentation.fingerprint_config(), "mpp": run.mpp},
+            given={**inputs, "weights": weights},
+            of=("slide", "weights"),
+        )
+    add(
+        "cells",
+        cells.STAGE_VERSION,
+        {
+            **configs.cells.model_dump(),
+            "species": run.species,
+            # A hash: the record must not name whom it must not hold.
+            **({"withdrawn": digest(withdrawn)} if withdrawn else {}),
+        },
+        parents=("registration", "nuclei"),
+        of=("xenium", "donors") if withdrawn else ("xenium",),
+    )
+    add(
+        "patches",
+        patches.STAGE_VERSION,
+        configs.patch.model_dump(),
+        parents=("registration", "cells"),
+        of=("slide",) if run.slide else ("xenium",),
+    )
+    add(
+        "shards",
+        pack.STAGE_VERSION,
+        {**configs.packing.model_dump(mode="json"), "patch": configs.patch.model_dump()},
+        parents=("registration", "cells", "patches"),
+        of=("donors", "labels"),
+    )
+    return known
