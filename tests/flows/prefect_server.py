@@ -95,7 +95,7 @@ def free_port() -> int:
 def wait_for(
     condition: Callable[[], Any], process: subprocess.Popen[bytes], every_s: float = 1
 ) -> None:
-    until = time.monotonic() + 300
+    until = time.monotonic() + 600
     while not condition():
         assert process.poll() is None, "the Prefect process has ended"
         assert time.monotonic() < until, "waited in vain"
