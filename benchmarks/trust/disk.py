@@ -25,6 +25,7 @@ from benchmarks.trust.harness import (
     DONE,
     FAULTS,
     STAGES,
+    WAITED,
     Changes,
     Place,
     Promises,
@@ -170,8 +171,10 @@ class Trial:
         self.promises.nothing(f"{what}: processes left", left)
         with self.place.curate(out) as again:
             found, seconds = again.wait()
+            waited = WAITED.findall(again.text)
         print(f"{what}, mended: exit {found} in {seconds:.1f} s", flush=True)
         self.promises.add(f"{what}, mended: exit code", found, DONE)
+        self.promises.nothing(f"{what}, mended: waited for an owner that is gone", waited)
         self.promises.nothing(
             f"{what}, mended: differing files", difference(made_in(out), self.made)
         )

@@ -36,6 +36,8 @@ LIMIT_S = 3600.0
 LIMIT_TIMES, LIMIT_MORE_S = 5.0, 120.0
 # What a dead parent's children are given to notice it and end.
 GRACE_S = 20.0
+# What a run says that waits for another: nobody is there to wait for, where only one works.
+WAITED = re.compile(r"waiting for [^,\n]*")
 _MARK = "CELLPAIR_TRUST"
 _POLL_S = 0.02
 _number = itertools.count()

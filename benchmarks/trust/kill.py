@@ -22,6 +22,7 @@ import psutil
 
 from benchmarks.trust.harness import (
     DONE,
+    WAITED,
     Command,
     Place,
     Promises,
@@ -62,6 +63,7 @@ class Found:
     differing: list[str] = field(default_factory=list)
     left_in_out: list[str] = field(default_factory=list)
     orphans: list[str] = field(default_factory=list)
+    waited: list[str] = field(default_factory=list)
     blocks_kept: int = 0
     stages_kept: int = 0
     outputs: int = 0
@@ -129,6 +131,7 @@ def _kill_one(
             found.orphans += [f"{p.pid} {p.name()}" for p in command.left()]
             text = command.text if command is not commands[0] else ""
             found.stages_kept += len(re.findall(r"^\S+ \w+: reused", text, re.MULTILINE))
+            found.waited += WAITED.findall(text)
             found.blocks_kept += sum(map(int, re.findall(r"going on: (\d+) of", text)))
     finally:
         for command in commands:
@@ -234,6 +237,7 @@ def show(args: argparse.Namespace) -> int:
             promises.nothing(f"kills of {name}: differing files", found.differing)
             promises.nothing(f"kills of {name}: left in OUT after clean", found.left_in_out)
             promises.nothing(f"kills of {name}: processes left", found.orphans)
+            promises.nothing(f"kills of {name}: waited for an owner that is gone", found.waited)
         promises.nothing("left in the temporary folder", listing(place.temp))
         promises.nothing("left in /dev/shm", sorted(in_shared_memory() - memory))
     return promises.verdict()

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 
 from benchmarks.trust.harness import (
     DONE,
+    WAITED,
     Place,
     Promises,
     difference,
@@ -52,7 +53,7 @@ def at_once(
     twice = [stage for stage, n in made.items() if n > 1]
     promises.nothing(f"{name}: stages made by two", twice)
     promises.nothing(f"{name}: processes left", left)
-    waited = [text for text in texts if "waiting for process" in text]
+    waited = [text for text in texts if WAITED.search(text)]
     print(f"{name}: {len(waited)} told for whom they waited", flush=True)
     return promises
 
