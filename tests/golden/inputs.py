@@ -80,14 +80,16 @@ def stained(centres_px: Points) -> Rgb:
             rows = slice(max(cy - half, 0), max(cy + half, 0))
             columns = slice(max(cx - half, 0), max(cx + half, 0))
             image[rows, columns] = np.array(colour) + texture[rows, columns, None]
-    return image.astype(np.uint8)
+    slide: Rgb = image.astype(np.uint8)
+    return slide
 
 
 def quartered(image: Rgb) -> Rgb:
     """Whole means of 4 x 4 pixels."""
     height, width, channels = image.shape
     blocks = image.reshape(height // 4, 4, width // 4, 4, channels).astype(np.int64)
-    return (blocks.sum(axis=(1, 3)) // 16).astype(np.uint8)
+    means: Rgb = (blocks.sum(axis=(1, 3)) // 16).astype(np.uint8)
+    return means
 
 
 def write_slide(path: Path) -> Path:
@@ -224,7 +226,7 @@ def write_masked_bundle(folder: Path) -> Path:
 
 def he_nuclei() -> pa.Table:
     """Nuclei as segmentation writes them, beside those of the cells: shifted, missing, doubled."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for i, (x, y) in enumerate(he_centres_px().tolist()):
         for k in range(0 if i % 9 == 4 else 2 if i % 7 == 2 else 1):
             half = 8 + i % 3

@@ -189,17 +189,15 @@ def _patches(folder: Path) -> dict[str, Output]:
     dapi = he.model_copy(update={"image": "morphology", "jpeg_quality": 80})
     centres_px = inputs.he_centres_px()
     dapi_px = inputs.xenium_centres_um() / inputs.MORPHOLOGY_MPP
-    images: dict[str, tuple[Any, ...]] = {
+    images = {
         "he": (partial(open_slide, slide), centres_px, he),
         "morphology": (partial(open_run_morphology, bundle), dapi_px, dapi),
     }
-    return {
-        case: _written(
-            folder / case,
-            lambda out, kept, image=image: write_patches(out, kept, *image, InProcess()),
-        )
-        for case, image in images.items()
-    }
+
+    def write(case: str, out: Path, kept: Path) -> dict[str, Any]:
+        return write_patches(out, kept, *images[case], InProcess())
+
+    return {case: _written(folder / case, partial(write, case)) for case in images}
 
 
 def _shards(folder: Path) -> dict[str, Output]:

@@ -204,7 +204,7 @@ def test_another_default_of_a_stage_changes_its_fingerprint(
 
 
 def leaves(config: dict[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    found = {}
+    found: dict[tuple[str, ...], Any] = {}
     for key, value in config.items():
         if isinstance(value, dict) and value:
             found |= leaves(value, (*path, key))
