@@ -47,15 +47,17 @@ KEYPOINTS = (
 def he_centres_px() -> Points:
     """(n, 2) centres of the cells on the slide: rows that fill two thirds of it, unevenly.
 
-    The last two lie outside of the slide. Some at its borders have patches that reach over them.
+    Two more lie where a patch just reaches the border of the slide and just over it, as others do
+    by far; the last two lie outside.
     """
     places = [
-        (20 + 80 * i + 2 * ((5 * i + 3 * j) % 7), 24 + 60 * j + 2.25 * ((3 * i + 7 * j) % 5))
+        (20.0 + 80 * i + 2 * ((5 * i + 3 * j) % 7), 24 + 60 * j + 2.25 * ((3 * i + 7 * j) % 5))
         for j in range(12)
         for i in range(28)
         if i - 2 * j <= 14
     ]
-    return np.array([*places, (2340, 300), (700, -8)], np.float64)
+    places += [(64.0, 700.5), (63.75, 655.5), (2340.0, 300.0), (700.0, -8.0)]
+    return np.array(places, np.float64)
 
 
 def xenium_centres_um() -> Points:
