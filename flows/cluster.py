@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -12,6 +14,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
+import dask
 from tqdm import tqdm
 
 from flows.log import at_work
@@ -19,7 +22,7 @@ from flows.transient import pause_or_raise, persistently
 from shards.schema import Record
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
+    from distributed import Client, Future, LocalCluster
 
 log = logging.getLogger("cellpair")
 
@@ -27,6 +30,7 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 _TELL_EVERY_S = 10.0
+_START_S, _CLOSE_S = 120, 10
 
 # Blocks under way for each worker: one at work, one waiting, so that nobody idles and the
 # scheduler never holds the results of a whole slide.
@@ -83,11 +87,13 @@ class BlockMap:
         from distributed import as_completed
 
         client = self._started()
-        workers = client.scheduler_info(n_workers=-1)["workers"].values()
-        offered = any("GPU" in w.get("resources", {}) for w in workers)
+        there = client.scheduler_info(n_workers=-1)["workers"].values()
+        offered = any("GPU" in w.get("resources", {}) for w in there)
         resources = {"GPU": 1} if gpu and offered else None
+        # Local workers may still be starting; others come and go.
+        n_workers = self._runtime.workers if self._runtime.scheduler is None else len(there)
         waiting = iter(items)
-        limit = _IN_FLIGHT_PER_WORKER * max(1, len(workers))
+        limit = _IN_FLIGHT_PER_WORKER * max(1, n_workers)
         pending = as_completed()
         tries: dict[Future[B], tuple[A, int]] = {}
 
@@ -114,25 +120,55 @@ class BlockMap:
     def _started(self) -> Client:
         if self._client is None:
             # Half a second of import that `--help` and runs without block work do not need.
-            from distributed import Client, LocalCluster
+            from distributed import Client
 
             # Its import sets this to INFO: ports and handshakes, between the lines that matter.
             logging.getLogger("distributed").setLevel(logging.WARNING)
             if self._runtime.scheduler is not None:
                 self._client = self._stack.enter_context(Client(self._runtime.scheduler))
             else:
-                cluster = self._stack.enter_context(
-                    LocalCluster(
-                        n_workers=self._runtime.workers,
-                        threads_per_worker=1,
-                        processes=True,
-                        host="127.0.0.1",
-                        # Any free port: two runs on one machine must not fight for 8787.
-                        dashboard_address="127.0.0.1:0",
-                    )
-                )
-                self._client = self._stack.enter_context(Client(cluster))
+                # Ctrl-C is for this process, which tells its workers: they and Dask's threads
+                # inherit what is blocked while they are started.
+                before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+                try:
+                    self._client = self._local_client()
+                finally:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return self._client
+
+    def _local_client(self) -> Client:
+        from distributed import Client, LocalCluster
+        from distributed.system import MEMORY_LIMIT
+
+        n = self._runtime.workers
+        # What a block raises is told here, with its run and stage; a worker's own lines double it.
+        with dask.config.set({"logging": {"distributed": "critical"}}):
+            cluster = LocalCluster(
+                # None at first, and a client of the scheduler rather than of the cluster: should a
+                # worker die while it starts, both would wait for it for ever.
+                n_workers=0,
+                threads_per_worker=1,
+                memory_limit=MEMORY_LIMIT // n,
+                processes=True,
+                host="127.0.0.1",
+                # Any free port: two runs on one machine must not fight for 8787.
+                dashboard_address="127.0.0.1:0",
+            )
+            self._stack.callback(_close, cluster)
+            cluster.scale(n)
+            client: Client = self._stack.enter_context(Client(cluster.scheduler_address))
+            client.wait_for_workers(1, timeout=_START_S)
+        return client
+
+
+def _close(cluster: LocalCluster) -> None:
+    """Close a local cluster; what does not end by itself in time is killed: its work is done."""
+    try:
+        cluster.close(timeout=_CLOSE_S)
+    except TimeoutError:
+        log.debug("the local cluster did not close in %s s", _CLOSE_S)
+    for child in multiprocessing.active_children():
+        child.kill()
 
 
 def _lost(error: BaseException) -> BaseException:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -53,19 +54,31 @@ def run_pipeline(
 
     Raises BadInput where the output folder is another config's or can't be written.
     """
-    claim_out(config.out, config.name, config.split.withdrawn_names)
-    with logged_to(config.out), scratch(config.out), BlockMap(runtime) as blocks:
-        wait_for_clean(config.out)
-        curated = curate_and_remember(
-            config,
-            blocks,
-            device=runtime.device,
-            call=call,
-            only=only,
-            partial_dataset=partial_dataset,
-        )
-        _tell(curated, _write_report(config, curated))
+    with _naming(config.out):
+        claim_out(config.out, config.name, config.split.withdrawn_names)
+        with logged_to(config.out), scratch(config.out), BlockMap(runtime) as blocks:
+            wait_for_clean(config.out)
+            curated = curate_and_remember(
+                config,
+                blocks,
+                device=runtime.device,
+                call=call,
+                only=only,
+                partial_dataset=partial_dataset,
+            )
+            _tell(curated, _write_report(config, curated))
     return curated
+
+
+@contextmanager
+def _naming(out: Path) -> Iterator[None]:
+    """Of a file that is open already a full disk says no name: then the folder is named."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = f"{out} or below it"
+        raise
 
 
 def _write_report(config: CurateConfig, curated: pipeline.Curated) -> Path:

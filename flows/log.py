@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,15 @@ def logged_to(out: Path) -> Iterator[None]:
         handler.close()
 
 
+class _File(logging.FileHandler):
+    """A log that a full disk ends with one line on stderr: the work itself says more."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        print(f"cellpair: {self.baseFilename}: no longer written: {error}", file=sys.stderr)
+        self.setLevel(logging.CRITICAL + 1)
+
+
 class _Files(logging.Handler):
     """One file a run, opened at its first line."""
 
@@ -65,10 +75,11 @@ class _Files(logging.Handler):
         record.at_work = at_work() or "curate"
         if run not in self._files:
             path = self._folder / (f"{run}.log" if run else REST_FILE)
-            file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+            file = _File(path, encoding="utf-8", errors="backslashreplace")
             file.setFormatter(self.formatter)
             self._files[run] = file
-        self._files[run].emit(record)
+        if record.levelno >= self._files[run].level:
+            self._files[run].emit(record)
 
     def close(self) -> None:
         for file in self._files.values():

@@ -102,7 +102,7 @@ def write_cells(
     panel = Panel.of(species, run.genes())
     pq.write_table(pa.Table.from_pandas(table, preserve_index=False), out / CELLS_FILE)
     write_atomically(out / PANEL_FILE, panel.model_dump_json(indent=1).encode())
-    np.save(out / NEIGHBORS_FILE, _among(neighbors, stays), allow_pickle=False)
+    _save(out / NEIGHBORS_FILE, _among(neighbors, stays))
     matrix = counts.matrix
     arrays = (
         matrix.indptr.astype(np.int64),
@@ -110,7 +110,7 @@ def write_cells(
         matrix.data.astype(np.uint32),
     )
     for name, array in zip(_COUNTS_FILES, arrays, strict=True):
-        np.save(out / name, array, allow_pickle=False)
+        _save(out / name, array)
     return {
         "n_cells": len(table),
         "n_genes": len(panel.genes),
@@ -121,6 +121,15 @@ def write_cells(
         "counts": counts.qc.model_dump(),
         "notes": list(run.notes),
     }
+
+
+def _save(path: Path, array: npt.NDArray[Any]) -> None:
+    """As `numpy.save`, which writes past Python's file and tells a full disk without its number."""
+    array = np.ascontiguousarray(array)
+    with path.open("wb") as f:
+        header = np.lib.format.header_data_from_array_1_0(array)
+        np.lib.format.write_array_header_1_0(f, header)
+        f.write(array.data)
 
 
 def read_cells(folder: Path) -> pd.DataFrame:

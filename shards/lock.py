@@ -156,8 +156,12 @@ def _try_claim(lock: Path, after: Path | None, dead: Owner | None) -> Path | Non
         fd = os.open(claim, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     except (FileExistsError, FileNotFoundError):  # another was faster; or has just released
         return None
-    with os.fdopen(fd, "wb") as f:
-        f.write(this_process().model_dump_json().encode())
+    try:
+        with os.fdopen(fd, "wb") as f:
+            f.write(this_process().model_dump_json().encode())
+    except OSError:  # a full disk: nobody is to wait for a claim without an owner
+        claim.unlink(missing_ok=True)
+        raise
     # The lock may have been released and claimed anew, from 1, since its owner was found dead.
     if after is not None and (not after.exists() or _read_owner(after) != dead):
         claim.unlink(missing_ok=True)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import threading
 import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 
 from flows import cluster, transient
@@ -94,6 +96,24 @@ def test_a_lost_worker_costs_its_block_alone(tmp_path: Path) -> None:
         done = list(blocks(partial(lose_the_worker_once, tmp_path), list(range(8))))
     assert sorted(done) == [n * n for n in range(8)]
     assert tries(tmp_path)[3] == 2
+
+
+def test_a_worker_that_dies_while_it_starts_is_replaced(tmp_path: Path) -> None:
+    def kill_the_first() -> None:
+        deadline_s = time.monotonic() + 20
+        while time.monotonic() < deadline_s:
+            for child in psutil.Process().children(recursive=True):
+                if "spawn_main" in " ".join(child.cmdline()):
+                    child.kill()
+                    return
+            time.sleep(0.005)
+
+    killer = threading.Thread(target=kill_the_first)
+    killer.start()
+    with BlockMap(Runtime(workers=2)) as blocks:
+        done = list(blocks(partial(square, tmp_path), list(range(4))))
+    killer.join()
+    assert sorted(done) == [0, 1, 4, 9]
 
 
 def test_a_block_that_kills_every_worker_is_told(tmp_path: Path) -> None:
