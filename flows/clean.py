@@ -14,7 +14,7 @@ from pathlib import Path
 from flows.failures import DONE
 from flows.outfolder import LOCK_FOLDER, OUT_FILE, read_out
 from flows.removals import Removal, plan_removals
-from flows.scratch import SCRATCH_FOLDER, dead_folders
+from flows.scratch import SCRATCH_FOLDER, dead_folders, sweep_semaphores
 from flows.sizes import in_words
 from shards.artifact import write_atomically
 from shards.dataset import POINTER_FILE
@@ -44,6 +44,7 @@ def clean(out: Path, *, dry_run: bool) -> int:
             _check_nobody_works(out)  # one that had claimed the folder when this began
             _remove(removals)
             _remove_empty_folders(out)
+            sweep_semaphores()
     done = "would remove" if dry_run else "removed"
     for r in removals:
         what = "" if r.rest is None else "lines of "

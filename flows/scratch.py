@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import multiprocessing
 import os
 import shutil
 import tempfile
@@ -16,6 +18,8 @@ from shards.lock import Owner, is_dead, this_process
 
 SCRATCH_FOLDER = ".scratch"
 _OWNER_FILE = "owner.json"
+# Where Linux keeps the semaphores by which Dask talks to its workers, as `sem.<name>`.
+_SHARED_MEMORY = Path("/dev/shm")
 
 
 @contextmanager
@@ -23,13 +27,18 @@ def scratch(out: Path) -> Iterator[Path]:
     """A folder below `out/.scratch` for whatever this process and its children put aside.
 
     It is what `tempfile` uses meanwhile, and is gone on leaving; what killed processes of this
-    machine left is swept first.
+    machine left is swept first. Semaphores made meanwhile bear the name of this process.
     """
     sweep(out)
+    sweep_semaphores()
+    owner = this_process()
+    multiprocessing.current_process()._config["semprefix"] = (  # type: ignore[attr-defined]
+        f"/{_semaphores_of(owner.host)}-{owner.pid}-{owner.started_s:.0f}"
+    )
     root = out / SCRATCH_FOLDER
     root.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=root)).resolve()
-    write_atomically(folder / _OWNER_FILE, this_process().model_dump_json().encode())
+    write_atomically(folder / _OWNER_FILE, owner.model_dump_json().encode())
     before = os.environ.get("TMPDIR"), tempfile.tempdir
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
     try:
@@ -51,6 +60,22 @@ def sweep(out: Path) -> list[Path]:
     for folder in dead:
         shutil.rmtree(folder, ignore_errors=True)
     return dead
+
+
+def sweep_semaphores() -> None:
+    """Remove the semaphores of processes of this machine that are gone with all their children.
+
+    Python removes them itself unless the process that it keeps for this was killed too.
+    """
+    host = this_process().host
+    for path in _SHARED_MEMORY.glob(f"sem.{_semaphores_of(host)}-*"):
+        pid, started_s = path.name.split("-")[2:4]
+        if is_dead(Owner(host=host, pid=int(pid), started_s=float(started_s))):
+            path.unlink(missing_ok=True)
+
+
+def _semaphores_of(host: str) -> str:
+    return f"cellpair-{hashlib.sha256(host.encode()).hexdigest()[:8]}"
 
 
 def dead_folders(out: Path) -> list[Path]:
