@@ -113,14 +113,19 @@ def write_slide(path: Path) -> Path:
 
 
 def write_morphology(bundle: Path) -> None:
-    """The DAPI image, whose percentiles are the levels of whole plains; its margin not imaged."""
+    """The DAPI image; its margin not imaged.
+
+    The percentiles that make its grey scale, and few around them, are whole numbers: 170 and 3000.
+    """
     height, width = WIDTH // 2, HEIGHT // 2
     y, x = np.mgrid[:height, :width]
     image = np.full((height, width), 200)
+    image[:8], image[8:20] = 150, 170  # 170 from the 0.7th to the 1.1th
     for cx, cy in (xenium_centres_um() / MORPHOLOGY_MPP).astype(int).tolist():
         rows, columns = slice(max(cy - 8, 0), cy + 8), slice(max(cx - 8, 0), cx + 8)
         image[rows, columns] = 900 + (7 * x + 11 * y)[rows, columns] % 1800
-        image[rows, columns][4:8, 4:8] = 3000
+        image[rows, columns][4:5, 4:7] = 3000  # from the 99.74th to the 99.92th
+        image[rows, columns][6:7, 6:7] = 4000
     image[-24:] = 0
     path = bundle / "morphology_focus" / "morphology_focus_0000.ome.tif"
     sizes = {"PhysicalSizeX": MORPHOLOGY_MPP, "PhysicalSizeY": MORPHOLOGY_MPP}
