@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from pairing.simulate import SimulationParams, simulate
+
+
+def pytest_configure() -> None:
+    """Hear SIGINT, as must the processes that tests start and stop by it.
+
+    A shell starts what it puts in the background, as this run of tests may be, with it ignored.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

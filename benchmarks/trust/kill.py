@@ -37,6 +37,7 @@ from benchmarks.trust.harness import (
 )
 from flows import pipeline
 from flows.config import read_curate_config
+from flows.outfolder import claim_out
 
 WORKERS = (1, 2, 3)
 # So many kills an output: more, and most of the time goes into starting Python.
@@ -205,6 +206,7 @@ def other_order(place: Place, rng: random.Random) -> dict[str, str]:
     """The bytes of a run whose blocks come in a random order."""
     out = place.fresh("shuffled")
     config = read_curate_config(place.config(out, {}))
+    claim_out(config.out, config.name, ())
     curated = pipeline.curate(config, Shuffled(rng), device="cpu")
     if curated.dataset is None:
         raise RuntimeError(f"no dataset: {curated.failures}")
