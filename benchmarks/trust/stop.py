@@ -125,6 +125,8 @@ def show(args: argparse.Namespace) -> int:
 def main() -> int:
     options = parser(__doc__, 1000)
     options.add_argument("--stops", type=int, default=4, help="of each kind")
+    # A shell starts what it puts in the background with Ctrl-C ignored, and children inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     return show(options.parse_args())
 
 
