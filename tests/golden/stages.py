@@ -19,7 +19,8 @@ from pairing.patches import open_run_morphology, write_patches
 from pairing.slide import open_slide
 from pairing.xenium import open_xenium
 from segmentation.config import NUCLEI_FILE, SegmentationConfig, weights_digest
-from segmentation.segment import write_nuclei
+from segmentation.outlines import nuclei_table
+from segmentation.segment import collect, write_nuclei
 from shards.artifact import RECORD_FILE, read_artifact
 from shards.content import ContentHashes
 from shards.schema import PatchSpec
@@ -154,7 +155,19 @@ def _nuclei(folder: Path) -> dict[str, Output]:
     weights = nuclei_inputs.write_weights(folder / "weights.pt")
     config = SegmentationConfig(model=str(weights), block_px=256)
     write = partial(write_nuclei, slide_path=slide, config=config, device="cpu")
-    return {"flows": _written(folder / "flows", write)}
+
+    def collected(out: Path, kept: Path) -> dict[str, Any]:
+        parts = [
+            (block.index, nuclei_table(labels, np.float32(labels > 0), block, 0.5, 0.25))
+            for block, labels in nuclei_inputs.labels_at_a_seam()
+        ]
+        pq.write_table(collect(reversed(parts)), out / NUCLEI_FILE)
+        return {}
+
+    return {
+        "flows": _written(folder / "flows", write),
+        "seam": _written(folder / "seam", collected),
+    }
 
 
 def _cells(folder: Path) -> dict[str, Output]:
