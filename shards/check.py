@@ -16,6 +16,7 @@ from shards.check_shard import broken_files, sample_faults
 from shards.dataset import (
     POINTER_FILE,
     dataset_path,
+    panel_path,
     read_dataset,
     read_manifest,
     read_panels,
@@ -118,6 +119,9 @@ def _json_faults(path: Path, dataset: Dataset, root: Path) -> Iterator[str]:
     left_out = {"aliases"} if dataset.schema_version == 1 else set()
     if _was_changed(path, dataset, left_out):
         yield f"datasets/{path.name}: not as it was written; {_REMEDY}"
+    for panel_id, panel in dataset.panels.items():
+        if panel != panel_path(panel_id):
+            yield f"datasets/{path.name}: panel {panel_id} would not be in {panel}; {_REMEDY}"
 
 
 def _was_changed(path: Path, record: Record, left_out: set[str] | None = None) -> bool:
@@ -157,7 +161,7 @@ def _composition_faults(
             f"{_REMEDY}"
         )
     if rebuilt.totals != dataset.totals:
-        yield f"dataset: totals are {dataset.totals}, but the runs add up to {rebuilt.totals}"
+        yield f"{dataset_path(dataset.fingerprint)}: totals are {dataset.totals}, but the runs add up to {rebuilt.totals}"
     yield from _straddling_donors(dataset)
     listed = Counter(name for names in dataset.shards.values() for name in names)
     yield from (f"{name}: listed in {n} places" for name, n in listed.items() if n > 1)
@@ -184,7 +188,7 @@ def _straddling_donors(dataset: Dataset) -> Iterator[str]:
     for canonical, splits in splits_of.items():
         if len(set(splits.values())) > 1:
             told = ", ".join(f"{donor!r} in {split}" for donor, split in sorted(splits.items()))
-            yield f"dataset: donor {canonical!r} straddles splits: {told}"
+            yield f"{dataset_path(dataset.fingerprint)}: donor {canonical!r} straddles splits: {told}"
 
 
 def _run_faults(root: Path, run: DatasetRun, manifest: Manifest) -> Iterator[str]:

@@ -197,9 +197,9 @@ def test_a_flipped_byte_anywhere_is_found(tiny: Path, data: st.DataObject) -> No
 def test_every_byte_of_the_small_records_is_looked_at(tiny: Path) -> None:
     for path in (tiny / "dataset.json", next(tiny.glob("datasets/*.json"))):
         whole = path.read_bytes()
-        for at in range(0, len(whole), 1 if len(whole) < 300 else 17):
+        for at in range(0, len(whole), 1 if len(whole) < 300 else 7):
             path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-            assert validate(tiny), at
+            assert any(path.name in fault or path.stem in fault for fault in validate(tiny)), at
         path.write_bytes(whole)
     assert validate(tiny) == []
 
