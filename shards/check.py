@@ -161,7 +161,8 @@ def _composition_faults(
             f"{_REMEDY}"
         )
     if rebuilt.totals != dataset.totals:
-        yield f"{dataset_path(dataset.fingerprint)}: totals are {dataset.totals}, but the runs add up to {rebuilt.totals}"
+        where = dataset_path(dataset.fingerprint)
+        yield f"{where}: totals are {dataset.totals}, but the runs add up to {rebuilt.totals}"
     yield from _straddling_donors(dataset)
     listed = Counter(name for names in dataset.shards.values() for name in names)
     yield from (f"{name}: listed in {n} places" for name, n in listed.items() if n > 1)
@@ -188,7 +189,8 @@ def _straddling_donors(dataset: Dataset) -> Iterator[str]:
     for canonical, splits in splits_of.items():
         if len(set(splits.values())) > 1:
             told = ", ".join(f"{donor!r} in {split}" for donor, split in sorted(splits.items()))
-            yield f"{dataset_path(dataset.fingerprint)}: donor {canonical!r} straddles splits: {told}"
+            where = dataset_path(dataset.fingerprint)
+            yield f"{where}: donor {canonical!r} straddles splits: {told}"
 
 
 def _run_faults(root: Path, run: DatasetRun, manifest: Manifest) -> Iterator[str]:
