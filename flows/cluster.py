@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack
 from functools import partial
+from multiprocessing import resource_tracker
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -128,7 +129,9 @@ class BlockMap:
                 self._client = self._stack.enter_context(Client(self._runtime.scheduler))
             else:
                 # Ctrl-C is for this process, which tells its workers: they and Dask's threads
-                # inherit what is blocked while they are started.
+                # inherit what is blocked while they are started. Before it, Python's tracker of
+                # resources, whose start would unblock it.
+                resource_tracker.ensure_running()
                 before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
                 try:
                     self._client = self._local_client()
@@ -142,7 +145,9 @@ class BlockMap:
 
         n = self._runtime.workers
         # What a block raises is told here, with its run and stage; a worker's own lines double it.
-        with dask.config.set({"logging": {"distributed": "critical"}}):
+        environ = dask.config.get("distributed.nanny.pre-spawn-environ")
+        quiet = {**environ, "DASK_LOGGING__DISTRIBUTED": "critical"}
+        with dask.config.set({"distributed.nanny.pre-spawn-environ": quiet}):
             cluster = LocalCluster(
                 # None at first, and a client of the scheduler rather than of the cluster: should a
                 # worker die while it starts, both would wait for it for ever.
