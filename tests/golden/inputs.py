@@ -238,12 +238,14 @@ def he_nuclei() -> pa.Table:
     """
     rows: list[dict[str, Any]] = []
     for i, (x, y) in enumerate(he_centres_px().tolist()):
-        shifts = [2 * (i % 5) - 4 + (0, 5, 13)[i % 3 if i % 4 == 0 else 0]]
+        shifts = [(2 * (i % 5) - 4 + (0, 5, 13)[i % 3 if i % 4 == 0 else 0], 0)]
         if i % 7 == 2:
-            shifts = [-5, 5]
-        for shift in [] if i % 9 == 4 else shifts:
+            shifts = [(-5, 0), (5, 0)]
+        if i % 13 == 3:  # the cell has two
+            shifts = [(0, 0), (1, -19)]
+        for dx, dy in [] if i % 9 == 4 else shifts:
             half = 8 + i % 3
-            ring = square((x + shift, y + i % 4 - 2), half)
+            ring = square((x + dx, y + dy + i % 4 - 2), half)
             rows.append(
                 {
                     "nucleus_id": len(rows) + 1,
@@ -277,8 +279,8 @@ def write_donors(path: Path) -> Path:
 
 
 def write_labels(path: Path, ids: list[str]) -> Path:
-    lines = [f"{cell_id},type {i % 4}" for i, cell_id in enumerate(ids) if i % 6]
-    path.write_text("\n".join(["cell_id,label", *lines, ""]))
+    lines = [f"{cell_id},cluster,type {i % 4}" for i, cell_id in enumerate(ids) if i % 6]
+    path.write_text("\n".join(["cell_id,group,label", *lines, ""]))
     return path
 
 

@@ -158,7 +158,7 @@ def _nuclei(folder: Path) -> dict[str, Output]:
 
     def collected(out: Path, kept: Path) -> dict[str, Any]:
         parts = [
-            (block.index, nuclei_table(labels, np.float32(labels > 0), block, 0.5, 0.25))
+            (block.index, nuclei_table(labels, (labels > 0).astype(np.float32), block, 0.5, 0.25))
             for block, labels in nuclei_inputs.labels_at_a_seam()
         ]
         pq.write_table(collect(reversed(parts)), out / NUCLEI_FILE)
@@ -217,7 +217,7 @@ def _shards(folder: Path) -> dict[str, Output]:
     cells = inputs.write_cells_artifact(folder / "cells")
     patches = inputs.write_patches_artifact(folder / "patches")
     donors = inputs.write_donors(folder / "donors.geojson")
-    labels = inputs.write_labels(folder / "labels.csv", inputs.cell_ids(20))
+    labels = inputs.write_labels(folder / "labels.csv", inputs.cell_ids(100))
     spec = PatchSpec(image="he", fov_um=32, size_px=64, center="nucleus", jpeg_quality=95)
     several = PackConfig(
         run="r1", donor=None, source_id="S1", tissue="breast", filters=Filters(), max_samples=50
