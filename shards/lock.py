@@ -150,7 +150,12 @@ def _acquire(lock: Path, what: str) -> Path:
 
 def _try_claim(lock: Path, after: Path | None, dead: Owner | None) -> Path | None:
     """The number after that of a dead owner's claim, unless somebody else was faster."""
-    lock.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        if lock.is_file():
+            raise
+        return None  # it has just gone
     claim = lock / f"{1 if after is None else int(after.stem) + 1:06d}.json"
     try:
         fd = os.open(claim, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
@@ -178,7 +183,12 @@ def _beat(claim: Path, stop: threading.Event) -> None:
 
 
 def _newest_claim(lock: Path) -> Path | None:
-    return max(lock.glob("[0-9]*.json"), default=None)
+    # Not by glob, which looks whether a folder is there and then fails if it has just gone.
+    try:
+        names = os.listdir(lock)
+    except FileNotFoundError:
+        return None
+    return max((lock / n for n in names if n[0].isdigit() and n.endswith(".json")), default=None)
 
 
 def _read_owner(claim: Path) -> Owner | None:
