@@ -1,0 +1,142 @@
+"""Registers a run to its slide by nuclei alone, without a hint, and says how sure that is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pairing.geometry import Affine, Points
+from pairing.registration.evidence import Evidence, hold_out
+from pairing.registration.field import STEP_UM
+from pairing.registration.growth import fit_affine
+from pairing.registration.he_nuclei import OpenSlide, find_he_nuclei
+from pairing.registration.place import CLEAR_EVIDENCE, SURE_UM, Fit, Sides
+from pairing.registration.record import Verdict
+from pairing.warp import Warp
+
+__all__ = ["SURE_UM", "Alignment", "align", "hold_out"]
+
+F64 = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+MIN_NUCLEI = 200
+# Below this evidence a place is wrong, above CLEAR_EVIDENCE right; z likewise.
+_WRONG_EVIDENCE, _WRONG_Z = 0.08, 4.0
+# Shares of cells that are not sure, above which the run is doubtful, or fails.
+_DOUBTFUL_UNSURE, _FAIL_UNSURE = 0.25, 0.7
+_ROUGH_UM = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """What `align` found.
+
+    The transform is None where it found none and none was given; a given one that could not be
+    assessed, or that is wrong, comes back as it is. `implied_mpp` is µm of Xenium per level-0 pixel
+    of the slide by its affine. `fit` is None where nothing was assessed.
+    """
+
+    he_px_from_xenium_um: Warp | None
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    fit: Fit | None
+
+    @property
+    def evidence(self) -> Evidence | None:
+        return None if self.fit is None else self.fit.evidence
+
+    @property
+    def implied_mpp(self) -> float | None:
+        warp = self.he_px_from_xenium_um
+        return None if warp is None else float(1 / np.sqrt(warp.affine.area_scale))
+
+    def error_um(self, points_um: Points) -> F64:
+        """(n,) estimated error of points in the Xenium frame; NaN where nothing was assessed."""
+        if self.fit is None:
+            return np.full(len(points_um), np.nan)
+        return self.fit.error_um(points_um)
+
+
+def align(
+    nuclei_um: Points, held_out: Mask, open_slide: OpenSlide, given: Affine | None = None
+) -> Alignment:
+    """Register the instrument's nuclei, (n, 2) in the Xenium frame, to an H&E.
+
+    `held_out` marks those that no fit may see. `given`, `he_px_from_xenium_um` of an alignment,
+    is refined; without it every place, turn, mirror image, and scale from 0.75 to 1.33 are
+    searched. Raises BadInput where the slide can be no H&E.
+    """
+    with open_slide() as slide:
+        slide.require_rgb()
+        mpp, size_px = slide.mpp, slide.size_px
+    as_given = None if given is None else Warp(given)
+    if len(nuclei_um) < MIN_NUCLEI:
+        return Alignment(
+            as_given, "not_assessable", (_too_few(len(nuclei_um), "in the run"),), None
+        )
+    he_px = find_he_nuclei(open_slide).px
+    if len(he_px) < MIN_NUCLEI:
+        few = _too_few(len(he_px), "found on the slide")
+        return Alignment(as_given, "not_assessable", (few,), None)
+
+    he_um_from_he_px = Affine.scale(mpp)
+    slide_um = (size_px[0] * mpp, size_px[1] * mpp)
+    sides = Sides(nuclei_um, held_out, he_px * mpp, slide_um)
+    if given is None:
+        fit = sides.found()
+    else:
+        fit = sides.fitted(he_um_from_he_px @ given)
+        if fit is None or not fit.is_clear:
+            elsewhere = sides.found()
+            if elsewhere is not None and elsewhere.is_clear:
+                off_um = np.linalg.norm(
+                    elsewhere(nuclei_um) - (he_um_from_he_px @ given)(nuclei_um), axis=1
+                )
+                reason = (
+                    f"the given alignment puts the cells {np.median(off_um):.0f} µm (median) from "
+                    'where their nuclei lie on the slide: give the right one, or alignment = "auto"'
+                )
+                return Alignment(as_given, "fail", (reason,), None)
+    if fit is None:
+        reason = "nowhere on the slide do nuclei lie as those of the run do"
+        return Alignment(as_given, "fail", (reason,), None)
+    verdict, reasons = _verdict(fit.evidence, fit.error_um(nuclei_um))
+    warp = _warp(fit, nuclei_um, he_um_from_he_px.inverse)
+    return Alignment(warp, verdict, reasons, fit)
+
+
+def _too_few(n: int, where: str) -> str:
+    return f"{n} nuclei {where}, fewer than {MIN_NUCLEI}: too few to register by"
+
+
+def _warp(fit: Fit, nuclei_um: Points, he_px_from_he_um: Affine) -> Warp:
+    """The fit in pixels, as an affine through all nuclei and a field that is small beside it."""
+    affine, _ = fit_affine(nuclei_um, fit(nuclei_um), _ROUGH_UM)
+    n_rows, n_columns, _ = fit.field.shift_um.shape
+    x, y = np.meshgrid(np.arange(n_columns), np.arange(n_rows))
+    nodes = np.stack([x, y], axis=-1).reshape(-1, 2) * STEP_UM + fit.field.origin_um
+    shift_um = fit.rough(nodes) + fit.field.shift_um.reshape(-1, 2) - affine(nodes)
+    shift_px = shift_um @ he_px_from_he_um.array[:2, :2].T
+    shift_px = shift_px.reshape(n_rows, n_columns, 2)
+    return Warp(he_px_from_he_um @ affine, fit.field.origin_um, STEP_UM, shift_px)
+
+
+def _verdict(evidence: Evidence, error_um: F64) -> tuple[Verdict, tuple[str, ...]]:
+    told = (
+        f"{evidence.share:.0%} of {evidence.n_held_out:,} nuclei held out of the fit have "
+        f"one of the slide within 3 µm, by chance {evidence.chance:.0%} would: evidence "
+        f"{evidence.evidence:.2f}, z {evidence.z:.0f}"
+    )
+    unsure = float((error_um > SURE_UM).mean())
+    where = f"{unsure:.0%} of the cells may be more than {SURE_UM:g} µm off"
+    if evidence.evidence < _WRONG_EVIDENCE or evidence.z < _WRONG_Z:
+        return "fail", (told,)
+    if unsure > _FAIL_UNSURE:
+        return "fail", (where, told)
+    if evidence.evidence < CLEAR_EVIDENCE:
+        return "doubtful", (told,)
+    if unsure > _DOUBTFUL_UNSURE:
+        return "doubtful", (where,)
+    return "pass", ()

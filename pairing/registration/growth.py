@@ -1,0 +1,93 @@
+"""From a rough place to local shifts all over a section: found where it is clear, then grown."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from scipy.spatial import cKDTree
+
+from pairing.geometry import Affine, Points
+from pairing.registration.votes import FIRST_Z, NEXT_Z, Shifts, find_shifts
+
+# As far as a rough place may be off: bins of the coarse maps, turn, and stretch.
+SEARCH_UM = 60.0
+# Beside what is known, by the local trend.
+_NEXT_UM = 24.0
+_NEXT_TO_UM = 300.0
+_MAX_ROUNDS = 40
+_GROWN = 1.005
+# Windows agree with most of those around them within a strain of a tenth, and noise.
+_AGREE_UM, _AROUND_UM, _N_AROUND = 12.0, 300.0, 8
+_N_TREND, _TREND_UM = 12, 100.0
+_RIDGE = 0.05
+_TUKEY = 4.685
+
+
+def fit_affine(src: Points, dst: Points, scale_um: float) -> tuple[Affine, npt.NDArray[np.float64]]:
+    """Robust least squares `dst_from_src`, and the (n,) distances that it leaves.
+
+    Tukey's biweight, of the residuals' median absolute deviation but at least `scale_um`. Raises
+    ValueError where the points do not span a plane.
+    """
+    design = np.column_stack([src, np.ones(len(src))])
+    weight = np.ones(len(src))
+    for _ in range(20):
+        root = np.sqrt(weight)[:, None]
+        solution = np.linalg.lstsq(design * root, dst * root, rcond=None)[0]
+        distance = np.hypot(*(design @ solution - dst).T)
+        sigma = max(1.4826 * float(np.median(distance)), scale_um)
+        weight = np.clip(1 - (distance / (_TUKEY * sigma)) ** 2, 0, None) ** 2
+    return Affine.of(np.vstack([solution.T, (0.0, 0.0, 1.0)])), distance
+
+
+def grow(xenium_um: Points, rough: Affine, he_tree: cKDTree) -> Shifts:
+    """Shifts of windows all over the nuclei `xenium_um` from a `rough` place on the slide.
+
+    Those that one search finds and that agree are the start; then again and again the windows
+    beside known ones are looked for where the local trend puts them, so that stretch, turn and
+    the two sides of a tear are followed from window to window. Shifts are from the rough place.
+    """
+    base = rough(xenium_um)
+    known = agreeing(find_shifts(xenium_um, base, he_tree, SEARCH_UM, FIRST_Z))
+    for _ in range(_MAX_ROUNDS):
+        if not len(known):
+            break
+        near = cKDTree(known.xenium_um).query(xenium_um)[0] < _NEXT_TO_UM
+        here = xenium_um[near]
+        found = find_shifts(here, base[near] + trend_at(known, here), he_tree, _NEXT_UM, NEXT_Z)
+        moved = found.shift_um + trend_at(known, found.xenium_um)
+        grown = agreeing(Shifts(found.xenium_um, moved, found.z))
+        n_before, known = len(known), grown
+        if len(grown) <= _GROWN * n_before:
+            break
+    return known
+
+
+def agreeing(shifts: Shifts) -> Shifts:
+    """Those that agree with at least half of the windows around them, and with two at least."""
+    if len(shifts) <= 2:
+        return shifts.take(np.zeros(len(shifts), bool))
+    k = min(_N_AROUND + 1, len(shifts))
+    distance, i = cKDTree(shifts.xenium_um).query(shifts.xenium_um, k=k)
+    around = distance[:, 1:] < _AROUND_UM
+    off = np.linalg.norm(shifts.shift_um[i[:, 1:]] - shifts.shift_um[:, None], axis=2)
+    agree = ((off < _AGREE_UM) & around).sum(axis=1)
+    return shifts.take((agree >= 2) & (agree >= around.sum(axis=1) / 2))
+
+
+def trend_at(shifts: Shifts, points_um: Points) -> Points:
+    """(n, 2) shifts at points by the local linear trend of the nearest windows.
+
+    Tricube weights (Cleveland, JASA 1979;74:829); a ridge on the slope, so that it levels out
+    where windows are on one side only.
+    """
+    k = min(_N_TREND, len(shifts))
+    distance, i = cKDTree(shifts.xenium_um).query(points_um, k=[*range(1, k + 1)])
+    reach = np.maximum(distance[:, -1:], _TREND_UM)
+    weight = np.clip(1 - (distance / (1.01 * reach)) ** 3, 0, None) ** 3
+    away = (shifts.xenium_um[i] - points_um[:, None]) / reach[..., None]
+    design = np.concatenate([np.ones((*away.shape[:2], 1)), away], axis=2)
+    weighed = design * weight[..., None]
+    normal = np.einsum("nki,nkj->nij", weighed, design) + np.diag([1e-6, _RIDGE, _RIDGE])
+    right = np.einsum("nki,nkj->nij", weighed, shifts.shift_um[i])
+    return np.asarray(np.linalg.solve(normal, right)[:, 0])

@@ -1,0 +1,170 @@
+"""A section's place on its slide: found among all, refined to a smooth field, and weighed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+from scipy.spatial import cKDTree
+
+from pairing.geometry import Affine, Points
+from pairing.registration.coarse import find_candidates
+from pairing.registration.evidence import (
+    Evidence,
+    LocalEvidence,
+    mutual_matches,
+    weigh_evidence,
+)
+from pairing.registration.field import Field, solve_field
+from pairing.registration.growth import SEARCH_UM, fit_affine, grow, trend_at
+from pairing.registration.votes import FIRST_Z, find_shifts
+
+Mask = npt.NDArray[np.bool_]
+F64 = npt.NDArray[np.float64]
+
+# Right registrations have evidence of 0.35 and more and z of 14 and more, wrong ones 0.05 and 3
+# at most (docs/registration.md).
+CLEAR_EVIDENCE, CLEAR_Z = 0.15, 6.0
+# Pixel sizes that files state may be wrong by a quarter; a stretch of 3.5 % does no harm.
+_SCALES = (0.93, 1.07, 0.86, 1.15, 0.8, 1.24, 0.75, 1.33)
+_N_CANDIDATES = 6
+# Candidates are compared by the windows of so many nuclei, in squares all over the section.
+_COMPARED_NUCLEI, _SQUARE_UM = 15_000, 600.0
+_MIN_WINDOWS = 8
+_PLACE_UM, _NEAR_PLACE_UM = 5.0, 25.0
+# Rounds of matching: radius, and how many matches a block takes.
+_MATCHING = ((5.0, 250), (3.5, 250), (3.0, 700))
+# Nuclei are matched only where a window around them has found its place.
+_KNOWN_UM = 60.0
+# Of a match along an axis; the least is what pixels allow, the most what a chance match has.
+_NOISE_UM, _N_NOISE = (0.2, 1.2), 24
+# Cells whose error may be more than this are not sure.
+SURE_UM = 2.0
+# Where support falls to this share of what is usual, cells are SURE_UM off; below, soon far more.
+_WEAK_SUPPORT, _LEAST_SUPPORT, _STEEP = 0.4, 0.1, 8
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """`he_um_from_xenium_um`: an affine and a field; what held-out nuclei say of it.
+
+    `check` is the field that the held-out nuclei alone would give.
+    """
+
+    rough: Affine
+    field: Field
+    check: Field
+    evidence: Evidence
+    local: LocalEvidence
+
+    def __call__(self, points_um: Points) -> Points:
+        return self.rough(points_um) + self.field.at(points_um)
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether nobody would doubt that it is the right place."""
+        return self.evidence.evidence >= CLEAR_EVIDENCE and self.evidence.z >= CLEAR_Z
+
+    def error_um(self, points_um: Points) -> F64:
+        """(n,) estimated distance between where points are put and where they belong.
+
+        Root mean square of what the fit leaves open, given how far from it the held-out nuclei
+        put the points, and of what too few matches around them tell; at most what was searched.
+        """
+        own, other = self.field.sd_at(points_um) ** 2, self.check.sd_at(points_um) ** 2
+        apart = ((self.field.at(points_um) - self.check.at(points_um)) ** 2).sum(axis=1)
+        left = apart * (own / (own + other)) ** 2 + 2 * own * other / (own + other)
+        support = np.maximum(self.local.support_at(points_um), _LEAST_SUPPORT)
+        weak_um = SURE_UM * (_WEAK_SUPPORT / support) ** _STEEP
+        return np.asarray(np.minimum(np.sqrt(left + weak_um**2), SEARCH_UM))
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Nuclei of both sides: the instrument's, in the Xenium frame, and the slide's, in its µm.
+
+    `held_out` marks those of the instrument that no fit may see; `slide_um` is (width, height).
+    """
+
+    xenium_um: Points
+    held_out: Mask
+    he_um: Points
+    slide_um: tuple[float, float]
+
+    @cached_property
+    def he_tree(self) -> cKDTree:
+        return cKDTree(self.he_um)
+
+    def found(self) -> Fit | None:
+        """The best place: at the stated scale, where it is clear, else at any other.
+
+        None where nowhere on the slide a few windows fit.
+        """
+        fit = self._found_at(1.0)
+        if fit is not None and fit.is_clear:
+            return fit
+        fits = [f for f in (fit, *map(self._found_at, _SCALES)) if f is not None]
+        return max(fits, key=lambda f: f.evidence.evidence, default=None)
+
+    def _found_at(self, scale: float) -> Fit | None:
+        own = self.xenium_um[~self.held_out]
+        candidates = find_candidates(own, self.he_um, self.slide_um, scale, _N_CANDIDATES)
+        own = _some_squares(own)
+        best_n, best = 0, None
+        for candidate in candidates:
+            rough = candidate.he_um_from_xenium_um
+            shifts = find_shifts(own, rough(own), self.he_tree, SEARCH_UM, FIRST_Z)
+            if len(shifts) < _MIN_WINDOWS:
+                continue
+            moved = rough(shifts.xenium_um) + shifts.shift_um
+            affine, off_um = fit_affine(shifts.xenium_um, moved, _PLACE_UM)
+            n = int((off_um < _NEAR_PLACE_UM).sum())
+            if n > best_n:
+                best_n, best = n, affine
+        return None if best is None else self.fitted(best)
+
+    def fitted(self, rough: Affine) -> Fit | None:
+        """The field around a rough place; None where hardly a window fits there."""
+        held = self.xenium_um[self.held_out]
+        shifts = grow(self.xenium_um[~self.held_out], rough, self.he_tree)
+        if len(shifts) < _MIN_WINDOWS:
+            return None
+        known = cKDTree(shifts.xenium_um)
+        seen, unseen = (
+            side[known.query(side)[0] < _KNOWN_UM]
+            for side in (self.xenium_um[~self.held_out], held)
+        )
+        shift_um = trend_at(shifts, seen)
+        for radius_um, max_matches in _MATCHING:
+            field = self._field(rough, seen, shift_um, radius_um, max_matches)
+            shift_um = field.at(seen)
+        check = self._field(rough, unseen, field.at(unseen), radius_um, max_matches)
+        evidence, local = weigh_evidence(
+            held, rough(held) + field.at(held), self.he_tree, self.slide_um
+        )
+        return Fit(rough, field, check, evidence, local)
+
+    def _field(
+        self, rough: Affine, points_um: Points, shift_um: Points, radius_um: float, most: int
+    ) -> Field:
+        """The field through the matches of points that are expected at a shift."""
+        guess = rough(points_um) + shift_um
+        i, j = mutual_matches(guess, self.he_tree, radius_um)
+        off = self.he_um[j] - guess[i]
+        # Crowded and pale places are found less exactly.
+        n_near = [*range(1, min(_N_NOISE, len(i)) + 1)]
+        _, near = cKDTree(points_um[i]).query(points_um[i], k=n_near)
+        noise_um = 1.4826 * np.median(np.abs(off[near]), axis=(1, 2))
+        noise_um = np.clip(noise_um, *_NOISE_UM)
+        return solve_field(points_um[i], shift_um[i] + off, self.xenium_um, noise_um, most)
+
+
+def _some_squares(points_um: Points) -> Points:
+    """Points of every nth square of the plane, so that some thousands are left."""
+    n = -(-len(points_um) // _COMPARED_NUCLEI)
+    column, row = np.floor(points_um / _SQUARE_UM).astype(np.int64).T
+    # Steps of a knight: no n puts all squares on one line.
+    some: Points = points_um[(column + 2 * row) % n == 0]
+    return some
