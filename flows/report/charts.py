@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -17,6 +18,7 @@ _MAP = "viridis"
 _N_BINS = 40
 # The last bin takes what lies beyond, or one cell of 9,000 counts would squeeze all others.
 _TAIL_PERCENTILE = 99.5
+_BEYOND, _UNKNOWN = "#d6322c", "#9aa3ab"
 
 Values = npt.NDArray[np.float64]
 
@@ -139,6 +141,45 @@ def arrow_map(
     return figure
 
 
+def cell_map(points_um: Values, values: Values, label: str, limit: float, beyond: str) -> Figure:
+    """(n, 2) positions of cells, as the slide lies, coloured by their values from 0 to `limit`.
+
+    Those above are marked, and named `beyond` in the key; those without a value (NaN) are grey.
+    """
+    width_um, height_um = np.maximum(np.ptp(points_um, axis=0), 1.0)
+    height_in = float(np.clip(5.6 * height_um / width_um + 0.6, 2.6, 7.0))
+    figure = Figure(figsize=(6.6, height_in), layout="constrained")
+    axes = figure.add_subplot()
+    # As wide as the distance between cells, within what is seen and what does not hide others.
+    room_pt = 72 * min(5.6 / width_um, height_in / height_um)
+    size_pt = float(np.clip(0.8 * room_pt * np.sqrt(width_um * height_um / len(values)), 1.0, 6.0))
+    x_mm, y_mm = points_um.T / 1000
+    known, above = np.isfinite(values), values > limit
+    axes.scatter(x_mm[~known], y_mm[~known], s=size_pt**2, c=_UNKNOWN, linewidths=0)
+    within = known & ~above
+    drawn = axes.scatter(
+        x_mm[within],
+        y_mm[within],
+        s=size_pt**2,
+        c=values[within],
+        cmap=_MAP,
+        vmin=0.0,
+        vmax=limit,
+        linewidths=0,
+    )
+    if above.any():
+        axes.scatter(x_mm[above], y_mm[above], s=size_pt**2, c=_BEYOND, linewidths=0, label=beyond)
+        figure.legend(
+            loc="outside upper left",
+            fontsize=8,
+            frameon=False,
+            labelcolor=_INK,
+            markerscale=7.0 / size_pt,
+        )
+    _dress_map(figure, axes, drawn, label)
+    return figure
+
+
 def _map(
     values: Values,
     corner_um: tuple[float, float],
@@ -159,6 +200,12 @@ def _map(
         vmin=limits[0],
         vmax=limits[1],
     )
+    _dress_map(figure, axes, drawn, label)
+    return figure, axes
+
+
+def _dress_map(figure: Figure, axes: Axes, drawn: ScalarMappable, label: str) -> None:
+    """Millimetres as the slide lies, with the scale of the colours."""
     axes.invert_yaxis()
     axes.set_aspect("equal")
     axes.set_facecolor("#eceff2")
@@ -169,7 +216,6 @@ def _map(
     bar = figure.colorbar(drawn, ax=axes, shrink=0.9, pad=0.02)
     bar.set_label(label, fontsize=8, color=_INK)
     bar.ax.tick_params(labelsize=7, colors=_INK, length=3)
-    return figure, axes
 
 
 def _axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:

@@ -31,6 +31,7 @@ HE_NUCLEUS: Colour = (255, 225, 0)
 HE_UNMATCHED: Colour = (255, 128, 0)
 PATCH: Colour = (255, 255, 255)
 DONOR: Colour = (255, 70, 200)
+BEFORE: Colour = (255, 150, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +68,36 @@ class Scene:
     donors: Sequence[shapely.Polygon | shapely.MultiPolygon]
 
 
-def three_zooms(scene: Scene) -> tuple[list[View], list[View]]:
-    """Overview, middle and close view around one place; and close views of four other places."""
+def three_zooms(scene: Scene, *, with_patch: bool = True) -> tuple[list[View], list[View]]:
+    """Overview, middle and close view around one place; and close views of four other places.
+
+    `with_patch` draws the patch of the cell in the middle of the close view.
+    """
     centre_px, others_px = chosen_places(scene.shown_px, _mid_um(scene) / scene.slide.mpp)
-    close = _close(scene, centre_px, ZOOM_PX, "Close", with_patch=True)
+    close = _close(scene, centre_px, ZOOM_PX, "Close", _close_words(scene), with_patch=with_patch)
     main = [_overview(scene, centre_px), _middle(scene, centre_px), close]
+    caption = f"{close_um(scene.fov_um):.0f} µm around one cell."
     corners = [
-        _close(scene, place_px, CORNER_PX, name, with_patch=False)
+        _close(scene, place_px, CORNER_PX, name, caption, with_patch=False)
         for name, place_px in others_px.items()
     ]
     return main, corners
+
+
+def before_after(
+    slide: Slide, fov_um: float, place_px: Points, before: Polygons, after: Polygons
+) -> list[View]:
+    """Close views of one place of an H&E with the same nuclei as two transforms put them.
+
+    `before` and `after` are polygons on the slide; those beyond the views are cut off.
+    """
+    rgb, mpp, view_px_from_slide_px, _ = _window(slide, None, place_px, close_um(fov_um), ZOOM_PX)
+    views = []
+    for title, polygons, colour in (("Before", before, BEFORE), ("After", after, INSTRUMENT)):
+        drawn = rgb.copy()
+        _outlines(drawn, polygons, view_px_from_slide_px, colour)
+        views.append(_view(title, "The same nuclei at the same place.", drawn, mpp))
+    return views
 
 
 def chosen_places(cells_px: Points, side_px: float) -> tuple[Points, dict[str, Points]]:
@@ -106,12 +127,13 @@ def _most_central(points: Points) -> Points:
     return central
 
 
-def _close_um(scene: Scene) -> float:
-    return _CLOSE_FOVS * scene.fov_um
+def close_um(fov_um: float) -> float:
+    """The side of a close view."""
+    return _CLOSE_FOVS * fov_um
 
 
 def _mid_um(scene: Scene) -> float:
-    return _MID_CLOSES * _close_um(scene)
+    return _MID_CLOSES * close_um(scene.fov_um)
 
 
 def _overview(scene: Scene, centre_px: Points) -> View:
@@ -125,7 +147,7 @@ def _overview(scene: Scene, centre_px: Points) -> View:
         int(np.ceil(width_px * slide.mpp / mpp)),
         int(np.ceil(height_px * slide.mpp / mpp)),
     )
-    rgb, view_px_from_slide_px = _pixels(scene, box, mpp)
+    rgb, view_px_from_slide_px = _pixels(slide, scene.grey_scale, box, mpp)
     n = len(scene.cells_px)
     sampled = np.arange(n) if n <= _MAX_POINTS else np.linspace(0, n - 1, _MAX_POINTS).astype(int)
     _points(rgb, view_px_from_slide_px(scene.cells_px[sampled]), INSTRUMENT)
@@ -143,9 +165,11 @@ def _overview(scene: Scene, centre_px: Points) -> View:
 
 
 def _middle(scene: Scene, centre_px: Points) -> View:
-    rgb, mpp, view_px_from_slide_px, window = _window(scene, centre_px, _mid_um(scene), ZOOM_PX)
+    rgb, mpp, view_px_from_slide_px, window = _window(
+        scene.slide, scene.grey_scale, centre_px, _mid_um(scene), ZOOM_PX
+    )
     _outlines(rgb, _inside(scene.instrument_nuclei, window), view_px_from_slide_px, INSTRUMENT)
-    side_px = _close_um(scene) / scene.slide.mpp
+    side_px = close_um(scene.fov_um) / scene.slide.mpp
     square = shapely.box(*(centre_px - side_px / 2), *(centre_px + side_px / 2))
     _outlines(rgb, [square], view_px_from_slide_px, PATCH, cased=True)
     caption = (
@@ -155,8 +179,12 @@ def _middle(scene: Scene, centre_px: Points) -> View:
     return _view("Middle", caption, rgb, mpp)
 
 
-def _close(scene: Scene, centre_px: Points, width_px: int, title: str, *, with_patch: bool) -> View:
-    rgb, mpp, view_px_from_slide_px, window = _window(scene, centre_px, _close_um(scene), width_px)
+def _close(
+    scene: Scene, centre_px: Points, width_px: int, title: str, caption: str, *, with_patch: bool
+) -> View:
+    rgb, mpp, view_px_from_slide_px, window = _window(
+        scene.slide, scene.grey_scale, centre_px, close_um(scene.fov_um), width_px
+    )
     for nuclei, colour in (
         (scene.he_unmatched, HE_UNMATCHED),
         (scene.he_matched, HE_NUCLEUS),
@@ -167,15 +195,14 @@ def _close(scene: Scene, centre_px: Points, width_px: int, title: str, *, with_p
         side_px = scene.fov_um / scene.slide.mpp
         square = shapely.box(*(centre_px - side_px / 2), *(centre_px + side_px / 2))
         _outlines(rgb, [square], view_px_from_slide_px, PATCH, cased=True)
-    caption = f"{_close_um(scene):.0f} µm around one cell."
-    if with_patch:
-        both = (
-            "Good: the two outlines of a nucleus lie on each other, to a micron or two. "
-            if len(scene.he_matched)
-            else f"Good: outlines sit on {_nuclei_look(scene)}. "
-        )
-        caption = f"{both}The square is the patch of the cell in the middle."
+        caption += " The square is the patch of the cell in the middle."
     return _view(title, caption, rgb, mpp)
+
+
+def _close_words(scene: Scene) -> str:
+    if len(scene.he_matched):
+        return "Good: the two outlines of a nucleus lie on each other, to a micron or two."
+    return f"Good: outlines sit on {_nuclei_look(scene)}."
 
 
 def _nuclei_look(scene: Scene) -> str:
@@ -183,22 +210,29 @@ def _nuclei_look(scene: Scene) -> str:
 
 
 def _window(
-    scene: Scene, centre_px: Points, width_um: float, width_px: int
+    slide: Slide,
+    grey_scale: tuple[float, float] | None,
+    centre_px: Points,
+    width_um: float,
+    width_px: int,
 ) -> tuple[Rgb, float, Affine, shapely.Polygon]:
     """A square around a place: pixels, their mpp, the way to them, its outline on the slide."""
     mpp = width_um / width_px
-    x0, y0 = np.round(centre_px * scene.slide.mpp / mpp - width_px / 2).astype(int).tolist()
+    x0, y0 = np.round(centre_px * slide.mpp / mpp - width_px / 2).astype(int).tolist()
     box = (x0, y0, x0 + width_px, y0 + width_px)
-    rgb, view_px_from_slide_px = _pixels(scene, box, mpp)
-    slide_px = mpp / scene.slide.mpp
-    return rgb, mpp, view_px_from_slide_px, shapely.box(*(np.array(box) * slide_px))
+    rgb, view_px_from_slide_px = _pixels(slide, grey_scale, box, mpp)
+    return rgb, mpp, view_px_from_slide_px, shapely.box(*(np.array(box) * mpp / slide.mpp))
 
 
-def _pixels(scene: Scene, box: tuple[int, int, int, int], mpp: float) -> tuple[Rgb, Affine]:
-    pixels = scene.slide.read_at(box, mpp)
-    scale = scene.slide.mpp / mpp
-    moved = Affine.similarity(scale, 0.0, (-box[0], -box[1]))
-    return np.array(as_rgb(pixels, scene.grey_scale)), moved  # a copy, to be drawn on
+def _pixels(
+    slide: Slide,
+    grey_scale: tuple[float, float] | None,
+    box: tuple[int, int, int, int],
+    mpp: float,
+) -> tuple[Rgb, Affine]:
+    pixels = slide.read_at(box, mpp)
+    moved = Affine.similarity(slide.mpp / mpp, 0.0, (-box[0], -box[1]))
+    return np.array(as_rgb(pixels, grey_scale)), moved  # a copy, to be drawn on
 
 
 def _inside(polygons: shapely.STRtree, window: shapely.Polygon) -> Polygons:

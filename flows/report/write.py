@@ -1,20 +1,17 @@
-"""Pages to files: templates, number formats, one self-contained HTML file a page."""
+"""The pages of a dataset and of an evaluation, as files."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from flows.config import CurateConfig
 from flows.history import read_history
 from flows.pipeline import Curated
 from flows.report.dataset_page import dataset_page
 from flows.report.evaluation import RetrievalLine, read_evaluation
+from flows.report.render import write_page
 from flows.report.run_page import run_page
-from shards.artifact import write_atomically
 
 REPORT_FOLDER = "report"
 INDEX_FILE = "index.html"
@@ -41,12 +38,12 @@ def write_report(
     history = read_history(config.out)
     runs = [run_page(config, run, splits, history) for run in curated.runs]
     for run in runs:
-        _write(folder / f"{run.run}.html", "run.html", page=run)
+        write_page(folder / f"{run.run}.html", "run.html", page=run)
     evaluation = None
     if evaluation_json is not None:
         evaluation = read_evaluation(evaluation_json, metrics_csv, extra_lines)
     index = folder / INDEX_FILE
-    _write(
+    write_page(
         index,
         "index.html",
         page=dataset_page(config, curated, runs, history),
@@ -68,30 +65,5 @@ def write_evaluation_page(
     """
     page = out / EVALUATION_FILE
     evaluation = read_evaluation(evaluation_json, metrics_csv, extra_lines)
-    _write(page, "evaluation.html", evaluation=evaluation)
+    write_page(page, "evaluation.html", evaluation=evaluation)
     return page
-
-
-def _write(path: Path, template: str, **values: Any) -> None:
-    html = _environment().get_template(template).render(**values)
-    write_atomically(path, html.encode())
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("flows.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        n=lambda value: "–" if value is None else f"{value:,}",
-        percent=lambda value, digits=1: f"{value:.{digits}%}",
-        fixed=lambda value, digits=2: "–" if value is None else f"{value:,.{digits}f}",
-        sentence=lambda text: f"{text[:1].upper()}{text[1:]}.",
-        words=lambda name: name.replace("_", " "),
-        when=lambda utc: f"{utc[:10]} {utc[11:19]} UTC",
-        megabytes=lambda n_bytes: f"{n_bytes / 1e6:,.1f} MB",
-    )
-    return environment
