@@ -182,6 +182,12 @@ def _check_how_curate_is_called(args: argparse.Namespace, run: dict[str, Any]) -
         )
 
 
+def _register(args: argparse.Namespace) -> int:
+    from flows.register import register
+
+    return register(args.xenium, args.slide, args.out.resolve(), args.alignment, args.mpp)
+
+
 def _segment(args: argparse.Namespace) -> int:
     from flows.cluster import BlockMap
     from segmentation.segment import segment_slide_to
@@ -260,6 +266,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "simulate": _simulate,
     "init": _init,
     "curate": _curate,
+    "register": _register,
     "segment": _segment,
     "info": _info,
     "check": _check,

@@ -63,10 +63,15 @@ class SegmentationSection(Record):
 
 
 class RegistrationSection(Record):
-    """`[registration]`; an alignment with too few cells to assess is taken as given and told."""
+    """`[registration]`; a given alignment with too few nuclei to assess is taken as given and told.
 
-    refine: Literal[False] = False
+    `refine` refines a given alignment on the nuclei. A run whose verdict is none of `accept` fails;
+    it is `fail` where the median error is above `max_median_error_um`.
+    """
+
+    refine: bool = True
     accept: tuple[Literal["pass", "doubtful", "fail"], ...] = ("pass", "doubtful")
+    max_median_error_um: float = Field(default=5.0, gt=0)
 
 
 class RunConfig(Record):
@@ -86,7 +91,7 @@ class RunConfig(Record):
     source_id: str | None = None
     slide: Path | None = None
     image: Literal["morphology"] | None = None
-    alignment: Path | None = None
+    alignment: Path | Literal["auto"] | None = None
     tissue: str | None = None
     species: str | None = None
     mpp: float | None = Field(default=None, gt=0)

@@ -27,16 +27,6 @@ RUN_FILES = ("xenium", "slide", "alignment", "donors", "labels")
 # Options of the interface that arrive with a later version: refused with words, never half done.
 # A value that asks for nothing is accepted.
 _LATER: dict[str, tuple[tuple[Any, ...], str, str]] = {
-    "registration.refine": (
-        (False,),
-        "refinement of a given alignment",
-        "leave it out, or set refine = false: the alignment is taken as it is",
-    ),
-    "registration.max_median_error_um": (
-        (),
-        "a measured registration error",
-        "leave it out: a given alignment is judged by its gates alone",
-    ),
     "cells.unit": (("xenium",), "any unit but the instrument's cells", 'set unit = "xenium"'),
     "split.hold_out": (((), []), "hold-out lists", "name the donors in split.assign"),
 }
@@ -74,14 +64,6 @@ def refused(path: Path, raw: Mapping[str, Any]) -> Iterator[BadInput]:
                 f"the flag {flag!r}",
                 'name "damaged_tile" or "edge"',
             )
-    for i, run in tables_of(raw, "runs"):
-        if run.get("alignment") == "auto":
-            yield not_there_yet(
-                at(path, "runs", i, "alignment"),
-                "automatic registration",
-                "give the 10x matrix csv (<sample>_he_imagealignment.csv) or the keypoints csv "
-                "that Xenium Explorer exports for this slide",
-            )
 
 
 def run_faults(run: Mapping[str, Any]) -> Iterator[str]:
@@ -92,7 +74,7 @@ def run_faults(run: Mapping[str, Any]) -> Iterator[str]:
     elif "slide" in has and "alignment" not in has:
         yield (
             "alignment is missing: give the 10x matrix csv or the keypoints csv that Xenium "
-            "Explorer exports for this slide"
+            'Explorer exports for this slide, or "auto"'
         )
     elif "image" in has and has & {"alignment", "mpp"}:
         yield 'image = "morphology" needs neither alignment nor mpp'
@@ -186,7 +168,8 @@ def faults_of_records(
     `keys` are the known keys of each section, those of the top under "".
     """
     for fault in error.errors():
-        loc = fault["loc"]
+        # Of a key with several kinds of values, each kind has its fault, a step further down.
+        loc = fault["loc"][:3] if fault["loc"][:1] == ("runs",) else fault["loc"]
         match fault["type"]:
             case "keys_together":
                 continue  # found below, whether or not the record came as far

@@ -13,7 +13,7 @@ from segmentation import config as segmentation
 from shards.artifact import Identity
 from shards.schema import PatchSpec, digest
 
-REGISTRATION_VERSION = 2
+REGISTRATION_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +72,20 @@ def identities(
             inputs={key: given[key] for key in of if key in given},
         )
 
+    # A hash: the record must not name whom it must not hold.
+    of_withdrawal = {"withdrawn": digest(withdrawn)} if withdrawn else {}
+    of_donors = ("donors",) if withdrawn else ()
     if run.slide is not None:
         add(
             "registration",
             REGISTRATION_VERSION,
-            {"refine": config.registration.refine, "mpp": run.mpp},
-            of=("xenium", "slide", "alignment"),
+            {
+                "alignment": "auto" if run.alignment == "auto" else "given",
+                "refine": run.alignment == "auto" or config.registration.refine,
+                "mpp": run.mpp,
+                **of_withdrawal,
+            },
+            of=("xenium", "slide", "alignment", *of_donors),
         )
     if run.slide is not None and configs.segmentation.model != "none":
         weights = segmentation.weights_digest(configs.segmentation.model)
@@ -94,11 +102,10 @@ def identities(
         {
             **configs.cells.model_dump(),
             "species": run.species,
-            # A hash: the record must not name whom it must not hold.
-            **({"withdrawn": digest(withdrawn)} if withdrawn else {}),
+            **of_withdrawal,
         },
         parents=("registration", "nuclei"),
-        of=("xenium", "donors") if withdrawn else ("xenium",),
+        of=("xenium", *of_donors),
     )
     add(
         "patches",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,8 @@ from flows.outfolder import claim_out
 from flows.toml_text import quoted
 from shards.artifact import write_atomically
 from shards.errors import BadInput, BadInputs
+
+log = logging.getLogger("cellpair")
 
 CONFIG_FILE = "curate.toml"
 _HEAD = """\
@@ -31,6 +34,8 @@ def read_one_run(given: Mapping[str, str | float], out: Path) -> tuple[CurateCon
     run = {key: _absolute(key, value) for key, value in given.items()}
     (name,) = run_ids([Path(str(run["xenium"]))])
     run = {"id": name, **run}
+    if "slide" in run and "alignment" not in run:
+        run["alignment"] = _automatically(Path(str(run["xenium"])))
     lines = [f"name = {quoted(str(run['id']))}", 'out = "."', "", "[[runs]]"]
     lines += [f"{key} = {quoted(v) if isinstance(v, str) else repr(v)}" for key, v in run.items()]
     text = _HEAD.format(name=CONFIG_FILE) + "\n".join(lines) + "\n"
@@ -43,6 +48,15 @@ def read_one_run(given: Mapping[str, str | float], out: Path) -> tuple[CurateCon
             bundle = Path(str(run["xenium"]))
             raise BadInputs([_by_option(f, f"{path}: ", bundle) for f in error.faults]) from error
     return config.model_copy(update={"out": out.absolute()}), text
+
+
+def _automatically(bundle: Path) -> str:
+    """Says that the slide will be registered from the nuclei, and what could be given instead."""
+    near = look_beside(bundle) if bundle.exists() else []
+    files = [str(c.path) for c in near if c.kind in ("matrix", "keypoints")]
+    told = f"; near the bundle lie: {', '.join(files)}" if files else ""
+    log.warning("no --alignment: the slide is registered automatically%s", told)
+    return "auto"
 
 
 def keep_config(config: CurateConfig, text: str) -> Path:

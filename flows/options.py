@@ -12,7 +12,6 @@ from shards.errors import not_there_yet
 
 # Commands of the interface that arrive with a later version, and what to do meanwhile.
 _LATER = {
-    "register": "give an alignment csv to `cellpair curate`; its report shows the gates",
     "predict": "curate a run and use its shards",
     "export": "read the shards with webdataset and the .parquet beside each tar",
 }
@@ -21,6 +20,8 @@ _LATER_OPTIONS = {
     ("segment", "--labels"): "rasterise the outlines of nuclei.parquet",
     ("train", "--init-from"): "give the image weights by model.image_weights, or start anew",
 }
+_BUNDLE = "its folder, zip or SpatialData store"
+_ALIGNMENT = "auto (default), or 10x matrix or keypoints of this slide, to be refined"
 EXIT_CODES = (
     "Exit codes: 0 done; 1 the check or verdict found faults; 2 bad input or usage; 3 stopped by a "
     "signal, run the same command again to go on."
@@ -76,6 +77,9 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     _add_simulate(add("simulate", "a Xenium bundle and its H&E slide with known truth"))
     _add_init(add("init", "look at bundles and write a commented config for them"))
     _add_curate(add("curate", "raw runs to a dataset of shards and its report"))
+    _add_register(
+        add("register", "where the cells of a Xenium run lie on its slide, and how surely")
+    )
     _add_segment(add("segment", "nuclei of a plain slide or picture"))
 
     p = add("info", "what a bundle, slide, shard, dataset or checkpoint is")
@@ -168,7 +172,7 @@ def _add_init(p: argparse.ArgumentParser) -> None:
 def _add_curate(p: argparse.ArgumentParser) -> None:
     p.usage = (
         "cellpair curate CONFIG.toml [options]\n"
-        "       cellpair curate --xenium B --slide S --alignment F --donor D --out DIR [options]"
+        "       cellpair curate --xenium B --slide S --donor D --out DIR [options]"
     )
     p.add_argument(
         "config", nargs="?", type=Path, metavar="CONFIG.toml", help="as `cellpair init` writes it"
@@ -179,10 +183,10 @@ def _add_curate(p: argparse.ArgumentParser) -> None:
     p.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask scheduler (default: local)")
     _add_runtime(p)
     one = p.add_argument_group("one run without a config (what was used is DIR/curate.toml)")
-    one.add_argument("--xenium", metavar="BUNDLE", help="its folder, zip or SpatialData store")
+    one.add_argument("--xenium", metavar="BUNDLE", help=_BUNDLE)
     one.add_argument("--slide", help="the H&E of the same section")
     one.add_argument("--image", choices=("morphology",), help="the bundle's DAPI, without a slide")
-    one.add_argument("--alignment", metavar="CSV", help="10x matrix or keypoints of this slide")
+    one.add_argument("--alignment", metavar="CSV", help=_ALIGNMENT)
     one.add_argument("--mpp", type=float, help="µm per pixel, where the slide does not say")
     one.add_argument("--donor", help="whom the section is of; what splits go by")
     one.add_argument("--donors", metavar="FILE", help="for several: a GeoJSON, or a csv of cells")
@@ -192,6 +196,14 @@ def _add_curate(p: argparse.ArgumentParser) -> None:
     one.add_argument("--source-id", metavar="ID", help="the public name of the sample")
     one.add_argument("--id", help="of the run (default: from the bundle's folder)")
     one.add_argument("--out", type=Path, metavar="DIR", help="for dataset, report and config")
+
+
+def _add_register(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--xenium", type=Path, required=True, metavar="BUNDLE", help=_BUNDLE)
+    p.add_argument("--slide", type=Path, required=True, help="the H&E of the same section")
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="for tables and page")
+    p.add_argument("--alignment", default="auto", metavar="CSV", help=_ALIGNMENT)
+    p.add_argument("--mpp", type=float, help="µm per pixel, where the slide does not say")
 
 
 def _add_segment(p: argparse.ArgumentParser) -> None:

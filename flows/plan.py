@@ -22,7 +22,7 @@ from shards.schema import PatchSpec
 _JPEG_BYTES_PER_PX = 0.35
 # Rows of tables and arrays; in a shard, the counts of a cell and of its neighbours.
 _BYTES_PER_CELL: dict[Stage, int] = {
-    "registration": 0,
+    "registration": 40,
     "nuclei": 900,
     "cells": 1500,
     "patches": 60,

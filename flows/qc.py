@@ -11,6 +11,7 @@ from pathlib import Path
 from flows.config import CurateConfig
 from flows.local import INDEX_FILE, REPORT_FOLDER
 from flows.pipeline import Curated, CuratedRun
+from pairing.registration.record import judged, read_registration
 from shards.schema import Dataset
 
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
@@ -39,7 +40,7 @@ def run_markdown(config: CurateConfig, run: CuratedRun) -> str:
     shards = run.built["shards"].summary
     return _document(
         run.config.id,
-        _verdict(run),
+        _verdict(config, run),
         _totals(shards["seen"], shards["kept"], shards["dropped"], shards["noted"]),
         _table(
             ("stage", "", "fingerprint"),
@@ -88,12 +89,13 @@ def _document(title: str, *paragraphs: str) -> str:
     return "\n\n".join([f"# {escaped(title)}", *paragraphs]) + "\n"
 
 
-def _verdict(run: CuratedRun) -> str:
+def _verdict(config: CurateConfig, run: CuratedRun) -> str:
     if "registration" not in run.built:
         return "Patches of the morphology image: no registration to judge."
-    registration = run.built["registration"].summary
-    reasons = "".join(f"\n- {escaped(reason)}" for reason in registration["reasons"])
-    return f"Registration: **{escaped(registration['verdict'])}**{reasons}"
+    record, _ = read_registration(run.built["registration"].folder)
+    registration = judged(record, config.registration.max_median_error_um)
+    reasons = "".join(f"\n- {escaped(reason)}" for reason in registration.reasons)
+    return f"Registration: **{escaped(registration.verdict)}**{reasons}"
 
 
 def _totals(seen: int, kept: int, dropped: Mapping[str, int], noted: Mapping[str, int]) -> str:

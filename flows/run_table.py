@@ -23,7 +23,7 @@ MARK = "TODO"
 # What `curate` must know of a run and no file may say.
 _NEEDED = {
     "slide": "the H&E of this very section",
-    "alignment": "the 10x matrix csv or the keypoints csv that Xenium Explorer exports",
+    "alignment": 'the 10x matrix csv or the keypoints csv that Xenium Explorer exports, or "auto"',
     "mpp": "µm per pixel of the slide at full resolution, as the scanner has it",
     "donor": "whom the section is of; of several: donors = a GeoJSON or csv instead",
     "species": "human or mouse; the bundle does not say",
@@ -136,6 +136,10 @@ def _alignment_lines(
     # there is none.
     matrices = [c for c in candidates if c.kind == "matrix"]
     keypoints = [c for c in candidates if c.kind == "keypoints"]
+    if not matrices and not keypoints:
+        yield comment("None lies there: found from the nuclei of run and slide.")
+        yield 'alignment = "auto"'
+        return
     yield from _found("alignment", matrices or keypoints, look, folder)
     if matrices and keypoints:
         told = "Keypoints lie there too, from which the matrix may have been made:"

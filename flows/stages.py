@@ -9,6 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
 import pyarrow.parquet as pq
 
 from flows.built import Blocks, Built, Call, CuratedRun, Stage
@@ -19,13 +22,20 @@ from pairing import cells, pack, patches
 from pairing.annotations import donors_named, donors_of_cells, labels_of_cells
 from pairing.geometry import Affine, Points
 from pairing.patch_blocks import OpenImage
-from pairing.registration import gates
-from pairing.registration.given import read_alignment
-from pairing.registration.record import REGISTRATION_FILE, Registration
+from pairing.registration.record import (
+    REGISTRATION_FILE,
+    Registration,
+    judged,
+    read_cell_errors,
+    read_registration,
+    write_registration,
+)
+from pairing.registration.stage import register_run
 from pairing.slide import open_slide
+from pairing.warp import Warp
 from pairing.xenium import open_xenium
 from segmentation.config import NUCLEI_FILE
-from shards.artifact import Identity, Make, build_artifact, find_artifact, write_atomically
+from shards.artifact import Identity, Make, build_artifact, find_artifact
 from shards.content import ContentHashes
 from shards.dataset import read_record
 from shards.errors import BadInput
@@ -56,7 +66,7 @@ class RunStages:
         self.call = call
         self.built: dict[Stage, Built] = {}
         given = {key: getattr(run, key) for key in RUN_FILES}
-        self.inputs = {k: hashes.of(path) for k, path in given.items() if path is not None}
+        self.inputs = {k: hashes.of(path) for k, path in given.items() if isinstance(path, Path)}
         self.configs = StageConfigs.of(config, run)
         self.withdrawn = self._withdrawn()
         self.identities = identities(config, run, self.configs, self.inputs, self.withdrawn)
@@ -135,45 +145,62 @@ class RunStages:
             if key in RUN_FILES:
                 self.hashes.check_unchanged(getattr(self.run, key))
 
-    # Registration: the alignment as given, and what it must withstand.
+    # Registration: the alignment, given or found, and what it must withstand.
 
     def _write_registration(self, out: Path, kept: Path) -> dict[str, Any]:
         assert self.run.slide is not None
         assert self.run.alignment is not None
-        with (
-            open_xenium(self.run.xenium) as xenium,
-            open_slide(self.run.slide, mpp=self.run.mpp) as slide,
-        ):
-            method, he_px_from_xenium_um, keypoints = read_alignment(
-                self.run.alignment, xenium.pixel_size_um
+        with open_xenium(self.run.xenium) as xenium:
+            registered = register_run(
+                xenium,
+                partial(open_slide, self.run.slide, mpp=self.run.mpp),
+                self.run.alignment,
+                refine=self.config.registration.refine,
             )
-            registration = gates.assess(
-                slide,
-                xenium.read_cells()[["x_um", "y_um"]].to_numpy(),
-                he_px_from_xenium_um,
-                xenium.pixel_size_um,
-                method,
-                keypoints,
-            )
-        write_atomically(out / REGISTRATION_FILE, registration.model_dump_json(indent=1).encode())
-        return {"verdict": registration.verdict, "reasons": list(registration.reasons)}
+        table, registration = registered.cells, registered.registration
+        if self.withdrawn:
+            table = table[self._staying(table)]
+        write_registration(out, registration, registered.he_px_from_xenium_um, table)
+        return {
+            "verdict": registration.verdict,
+            "reasons": list(registration.reasons),
+            "method": registration.method,
+            "refined": registration.refined,
+        }
+
+    def _staying(self, table: pd.DataFrame) -> npt.NDArray[np.bool_]:
+        """Rows of the cells of whom no withdrawn donor is told; none where no cell has a place."""
+        assert self.run.donors is not None
+        centres_px = table[["x_px", "y_px"]].to_numpy()
+        if np.isnan(centres_px).any():
+            return np.zeros(len(table), dtype=bool)
+        donor, _ = donors_of_cells(self.run.donors, table["cell_id"].tolist(), centres_px)
+        return ~pd.Series(donor).isin(self.withdrawn).to_numpy(dtype=bool)
+
+    def registration(self) -> Registration:
+        """The record, under the config's limit of the median error."""
+        record = read_record(self.built["registration"].folder / REGISTRATION_FILE, Registration)
+        return judged(record, self.config.registration.max_median_error_um)
 
     def _check_verdict(self) -> None:
-        registration = self._registration()
+        registration = self.registration()
         for reason in registration.reasons:
             log.warning("%s registration %s: %s", self.run.id, registration.verdict, reason)
-        accepted = (*self.config.registration.accept, "not_assessable")
-        if registration.verdict not in accepted:
+        automatic = registration.method == "auto"
+        accepted: tuple[str, ...] = self.config.registration.accept
+        if not automatic:
+            accepted = (*accepted, "not_assessable")
+        if registration.verdict not in accepted or registration.he_px_from_xenium_um is None:
+            remedy = "check the alignment file and the slide, or accept the verdict knowingly "
+            if automatic:
+                remedy = "give the alignment that Xenium Explorer exports for this slide, or look "
+                "at it by `cellpair register`, or accept the verdict knowingly "
             raise BadInput(
-                self.run.alignment,
+                f"run {self.run.id}, alignment" if automatic else self.run.alignment,
                 expected=f"an alignment whose verdict is one of {', '.join(accepted)}",
                 found=f"{registration.verdict}: {'; '.join(registration.reasons)}",
-                remedy="check the alignment file and the slide, or accept the verdict knowingly "
-                "by registration.accept",
+                remedy=f"{remedy}by registration.accept",
             )
-
-    def _registration(self) -> Registration:
-        return read_record(self.built["registration"].folder / REGISTRATION_FILE, Registration)
 
     def _check_annotations(self) -> None:
         if self.run.donors is None and self.run.labels is None:
@@ -228,8 +255,7 @@ class RunStages:
             he_nuclei = he_px_from_xenium_um = mpp = None
             if "nuclei" in self.built:
                 he_nuclei = pq.read_table(self.built["nuclei"].folder / NUCLEI_FILE)
-                registration = self._registration()
-                he_px_from_xenium_um, mpp = registration.affine, registration.slide_mpp
+                he_px_from_xenium_um, mpp, _ = self._image()
             withdrawal = None
             if self.withdrawn:
                 assert self.run.donors is not None
@@ -250,15 +276,15 @@ class RunStages:
 
     # Patches, and shards of them.
 
-    def _image(self) -> tuple[Affine, float, OpenImage]:
+    def _image(self) -> tuple[Warp, float, OpenImage]:
         """Transform to the image's pixels, its mpp, and how to open it."""
         if self.run.slide is None:
             with open_xenium(self.run.xenium) as xenium:
                 mpp = xenium.pixel_size_um
-            return Affine.scale(1 / mpp), mpp, partial(patches.open_run_morphology, self.run.xenium)
-        registration = self._registration()
-        opener = partial(open_slide, self.run.slide, mpp=self.run.mpp)
-        return registration.affine, registration.slide_mpp, opener
+            opener = partial(patches.open_run_morphology, self.run.xenium)
+            return Warp(Affine.scale(1 / mpp)), mpp, opener
+        registration, warp = read_registration(self.built["registration"].folder)
+        return warp, registration.slide_mpp, partial(open_slide, self.run.slide, mpp=self.run.mpp)
 
     def _write_patches(self, out: Path, kept: Path) -> dict[str, Any]:
         image_px_from_xenium_um, _, open_image = self._image()
@@ -284,6 +310,9 @@ class RunStages:
             self.built["patches"].folder,
             image_px_from_xenium_um,
             image_mpp,
+            error_um=read_cell_errors(self.built["registration"].folder)
+            if self.run.slide
+            else None,
             donors=self.run.donors,
             labels=self.run.labels,
             withdrawn=self.withdrawn,

@@ -17,7 +17,7 @@ from scipy.spatial import cKDTree
 
 from pairing.annotations import donors_of_cells
 from pairing.counts import count_by_cell
-from pairing.geometry import Affine
+from pairing.geometry import Transform
 from pairing.match import MATCH_COLUMNS, match_nuclei
 from pairing.xenium import XeniumRun
 from shards.artifact import write_atomically
@@ -55,7 +55,7 @@ class Withdrawal:
 
     donors: Path
     names: tuple[str, ...]
-    image_px_from_xenium_um: Affine  # to the pixels in which the file's polygons are
+    image_px_from_xenium_um: Transform  # to the pixels in which the file's polygons are
 
 
 def write_cells(
@@ -64,7 +64,7 @@ def write_cells(
     config: CellsConfig,
     species: str,
     he_nuclei: pa.Table | None,
-    he_px_from_xenium_um: Affine | None,
+    he_px_from_xenium_um: Transform | None,
     slide_mpp: float | None,
     withdrawal: Withdrawal | None = None,
 ) -> dict[str, Any]:

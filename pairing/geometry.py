@@ -7,12 +7,15 @@ Positions are continuous: pixel i covers [i, i + 1) and its centre is i + 0.5, i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 Points = npt.NDArray[np.float64]
+# `dst_from_src`: an affine, or what only maps points.
+Transform = Callable[[npt.ArrayLike], Points]
 Box = tuple[int, int, int, int]
 Row = tuple[float, float, float]
 

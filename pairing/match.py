@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import shapely
 
-from pairing.geometry import Affine
+from pairing.geometry import Transform
 
 # Nuclei that share less than this touch as neighbours do; they are not one nucleus seen twice.
 MIN_IOU = 0.1
@@ -21,7 +21,7 @@ MATCH_COLUMNS = ("he_nucleus_id", "he_area_um2", "he_iou", "he_distance_um")
 def match_nuclei(
     instrument_um: Sequence[shapely.Polygon],
     he_nuclei: pa.Table,
-    he_px_from_xenium_um: Affine,
+    he_px_from_xenium_um: Transform,
     mpp: float,
 ) -> pd.DataFrame:
     """For each instrument nucleus the H&E nucleus that it is, or nulls.
@@ -58,7 +58,7 @@ def match_nuclei(
     return result
 
 
-def _moved(polygons: npt.NDArray[np.object_], dst_from_src: Affine) -> npt.NDArray[np.object_]:
+def _moved(polygons: npt.NDArray[np.object_], dst_from_src: Transform) -> npt.NDArray[np.object_]:
     # Simplified outlines of the instrument cross themselves now and then; buffer(0) would drop
     # parts of such a ring, make_valid keeps all of its area.
     moved: npt.NDArray[np.object_] = shapely.make_valid(shapely.transform(polygons, dst_from_src))

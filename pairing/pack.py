@@ -16,15 +16,15 @@ from scipy import sparse
 
 from pairing.annotations import donors_of_cells, labels_of_cells
 from pairing.cells import NEIGHBORS_FILE, PANEL_FILE, read_cells, read_counts
-from pairing.geometry import Affine, Points
+from pairing.geometry import Points, Transform
 from pairing.patches import INDEX_FILE, PatchReader
 from shards.artifact import write_atomically
 from shards.dataset import read_record
 from shards.errors import BadInput
-from shards.schema import Manifest, Panel, PatchSpec, Record, RunId, Totals
+from shards.schema import NOT_ASSESSED, Manifest, Panel, PatchSpec, Record, RunId, Totals
 from shards.write import MANIFEST_FILE, Sample, narrow_counts, write_shards
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 
 Flag = Literal["edge", "damaged_tile"]
 FLAGS: tuple[Flag, ...] = get_args(Flag)  # each a column of the index of the patches
@@ -55,9 +55,10 @@ def write_shard_set(
     spec: PatchSpec,
     cells_folder: Path,
     patches_folder: Path,
-    image_px_from_xenium_um: Affine,
+    image_px_from_xenium_um: Transform,
     image_mpp: float,
     *,
+    error_um: pd.Series[float] | None = None,
     donors: Path | None = None,
     labels: Path | None = None,
     withdrawn: Collection[str] = (),
@@ -67,10 +68,11 @@ def write_shard_set(
 
     Every cell of the run is either in a shard or counted under the reason why not; a cell that
     fails several tests counts under the first. Neighbours are turned into the orientation of the
-    patch, in µm. `donors` (where `config.donor` is None) and `labels` are files as
-    `pairing.annotations` reads them. They may name `withdrawn` donors and their cells, which the
-    cells artifact lacks: such cells are not among those seen. Raises BadInput where no cell is
-    left.
+    patch, in µm. `error_um` is the registration's of each cell by cell_id, NaN where it was not
+    assessed; None where nothing was registered. `donors` (where `config.donor` is None) and
+    `labels` are files as `pairing.annotations` reads them. They may name `withdrawn` donors and
+    their cells, which the cells artifact lacks: such cells are not among those seen. Raises
+    BadInput where no cell is left.
     """
     cells = read_cells(cells_folder)
     panel = read_record(cells_folder / PANEL_FILE, Panel)
@@ -82,7 +84,9 @@ def write_shard_set(
     cells, n_cells_of_donor = _annotated(
         cells, config, image_px, donors, labels, withdrawn, withdrawn_cell_ids
     )
-    kept, totals = select(cells, patches, config.filters, registered=spec.image == "he")
+    errors = np.nan if error_um is None else cells["cell_id"].map(error_um)
+    cells = cells.assign(registration_error_um=errors)
+    kept, totals = select(cells, patches, config.filters, registered=error_um is not None)
     if not len(kept):
         raise BadInput(
             f"run {config.run}",
@@ -146,15 +150,17 @@ def select(
     """Rows of the cells that go into shards, and the count of the others by reason.
 
     `patches` is the index of the patches artifact by row of `cells`. Reasons in the order in
-    which they are tried: no_donor (where a cell lacks one), outside_slide, low_counts, one
-    `flag_<name>` for each dropped flag. Where the image was `registered` to the run, an error
-    that was not assessed drops nothing and is noted.
+    which they are tried: no_donor (where a cell lacks one), outside_slide, registration_error
+    (where the image was `registered` to the run), low_counts, one `flag_<name>` for each dropped
+    flag. An error that was not assessed, NaN, drops nothing and is noted.
     """
     flagged = patches[list(FLAGS)].reindex(cells.index, fill_value=False).astype(bool)
     no_donor = cells["donor"].isna().to_numpy()
+    error_um = cells["registration_error_um"].to_numpy(np.float64)
     tests = [
         *((("no_donor", no_donor),) if no_donor.any() else ()),
         ("outside_slide", ~cells.index.isin(patches.index)),
+        *((("registration_error", error_um > filters.max_registration_error_um),) * registered),
         ("low_counts", (cells["n_counts"] < filters.min_counts).to_numpy()),
         *((f"flag_{flag}", flagged[flag].to_numpy()) for flag in filters.drop_flags),
     ]
@@ -163,11 +169,12 @@ def select(
     for reason, failing in tests:
         dropped[reason] = int((left & failing).sum())
         left &= ~failing
+    not_assessed = int((left & np.isnan(error_um)).sum())
     totals = Totals(
         seen=len(cells),
         kept=int(left.sum()),
         dropped=dropped,
-        noted={"registration_error_not_assessed": int(left.sum())} if registered else {},
+        noted={NOT_ASSESSED: not_assessed} if registered else {},
     )
     return np.flatnonzero(left), totals
 
@@ -224,7 +231,7 @@ def _samples(
                 "fov_um": spec.fov_um,
                 "n_counts": int(cell["n_counts"][row]),
                 "nucleus": _nucleus(cell, row),
-                "registration_error_um": None,
+                "registration_error_um": _or_none(cell["registration_error_um"][row]),
                 "neighbors": [
                     {"cell_id": cell["cell_id"][n], "dx_um": dx, "dy_um": dy}
                     for n, (dx, dy) in zip(near, offsets_um.tolist(), strict=True)
@@ -247,6 +254,10 @@ def _neighbor_counts(counts: sparse.csr_matrix, near: list[int]) -> npt.NDArray[
         genes, values = _row_of(counts, n)
         parts.append(np.stack([np.full_like(genes, ordinal), genes, values]))
     return np.concatenate(parts, axis=1)
+
+
+def _or_none(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
 
 
 def _nucleus(cell: dict[str, npt.NDArray[Any]], row: int) -> dict[str, Any] | None:

@@ -24,6 +24,7 @@ from shards.dataset import (
 )
 from shards.errors import BadInput
 from shards.schema import (
+    NOT_ASSESSED,
     Dataset,
     DatasetPointer,
     DatasetRun,
@@ -96,6 +97,7 @@ def validate(path: Path) -> list[str]:
             if not files and panel is not None:
                 faults += sample_faults(root / run.path, shard, manifest, panel, keys)
         faults += _leaks_between_donors(root / run.path, manifest)
+        faults += _not_assessed_faults(root / run.path, manifest)
     faults += [f"{key}: {n} samples hold this key" for key, n in keys.items() if n > 1]
     return faults
 
@@ -255,6 +257,21 @@ def _leaks_between_donors(folder: Path, manifest: Manifest) -> Iterator[str]:
                     f"{path.stem}, {row['key']}: a neighbour is of donor {other!r}, the sample of "
                     f"{row['donor']!r}"
                 )
+
+
+def _not_assessed_faults(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """Whether as many samples have no registration error as the totals say."""
+    told = manifest.totals.noted.get(NOT_ASSESSED)
+    if told is None:
+        return
+    tables = [folder / f"{shard.name}.parquet" for shard in manifest.shards]
+    rows = [row for path in tables for row in _rows(path, ["registration_error_um"])]
+    n_null = sum(row["registration_error_um"] is None for row in rows)
+    if n_null != told:
+        yield (
+            f"{manifest.run}: {n_null} samples have no registration error, but the totals say "
+            f"{told}"
+        )
 
 
 def _rows(path: Path, columns: list[str]) -> list[dict[str, Any]]:

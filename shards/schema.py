@@ -108,13 +108,17 @@ class PatchSpec(Record):
         return self.fov_um / self.size_px
 
 
+# Of `Totals.noted`: cells without a registration error, since the alignment was taken as given.
+NOT_ASSESSED = "registration_error_not_assessed"
+
+
 class Totals(Record):
     """Cells seen, kept, and dropped by reason; the reasons add up, or the record is refused."""
 
     seen: int = Field(ge=0)
     kept: int = Field(ge=0)
     dropped: dict[str, int]
-    # Told, but no reason to drop: for instance cells whose registration error was not assessed.
+    # Told of those that were kept, but no reason to drop them: NOT_ASSESSED.
     noted: dict[str, int] = {}
 
     @model_validator(mode="after")

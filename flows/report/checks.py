@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 from flows.report.cell_figures import CellFigures
 from flows.report.maps import FitMaps
+from pairing.registration.evidence import Evidence
 from pairing.registration.gates import LEAD_DOUBTFUL, MPP_DOUBTFUL, SHARE_DOUBTFUL
-from pairing.registration.record import Registration, Verdict
+from pairing.registration.place import CLEAR_EVIDENCE, SURE_UM
+from pairing.registration.record import ErrorFigures, Registration, Verdict
 from shards.schema import Totals
 
 Mark = Literal["good", "look", "bad", "none"]
@@ -70,6 +72,7 @@ def _registration_checks(registration: Registration) -> list[Check]:
         "not_assessable": "look",
         "fail": "bad",
     }
+    assert registration.implied_mpp is not None  # a run without a transform has no page
     off = registration.implied_mpp / registration.slide_mpp - 1
     checks = [
         Check("Alignment", registration.verdict.replace("_", " "), "pass",
@@ -88,6 +91,10 @@ def _registration_checks(registration: Registration) -> list[Check]:
             "good" if registration.share_on_slide >= SHARE_DOUBTFUL else "look",
         ),
     ]  # fmt: skip
+    if registration.evidence is not None:
+        checks.append(_evidence_check(registration.evidence))
+    if registration.error_um is not None:
+        checks.append(_error_check(registration.error_um))
     if registration.density_correlation:
         lead = density_lead(registration)
         checks.append(
@@ -100,6 +107,25 @@ def _registration_checks(registration: Registration) -> list[Check]:
             )
         )
     return checks
+
+
+def _evidence_check(evidence: Evidence) -> Check:
+    return Check(
+        "Nuclei held out of the fit that match the H&E's",
+        f"{evidence.share:.0%} of {evidence.n_held_out:,}, by chance {evidence.chance:.0%}",
+        f"evidence of at least {CLEAR_EVIDENCE}: it is {evidence.evidence:.2f}",
+        "good" if evidence.evidence >= CLEAR_EVIDENCE else "look",
+    )
+
+
+def _error_check(error: ErrorFigures) -> Check:
+    return Check(
+        "Estimated error of the cells",
+        f"{error.median_um:.1f} µm in the median, {error.p95_um:.1f} µm for 95 of 100; "
+        f"{error.share_above_2_um:.1%} above {SURE_UM:g} µm",
+        "less than a micron, few cells above",
+        "none",
+    )
 
 
 def density_lead(registration: Registration) -> float:

@@ -11,7 +11,7 @@ import shapely
 
 from flows.report import charts
 from flows.report.embed import chart_uri
-from pairing.geometry import Affine, Points
+from pairing.geometry import Points, Transform
 
 # A square holds about this many cells, where that makes no more squares across than are legible.
 _CELLS_A_SQUARE = 25
@@ -79,7 +79,7 @@ def displacements_um(
     table: pd.DataFrame,
     nuclei: pd.DataFrame,
     he_centroids_px: pd.DataFrame,
-    he_px_from_xenium_um: Affine,
+    he_px_from_xenium_um: Transform,
     slide_mpp: float,
 ) -> Values:
     """From each cell's instrument nucleus to its H&E nucleus: (n, 2) µm along the slide's x and y.

@@ -19,8 +19,8 @@ from flows.report.views import Scene, View, three_zooms
 from pairing import patches
 from pairing.annotations import CSV_SUFFIX, Outline, read_regions
 from pairing.geometry import Affine
-from pairing.registration.record import Registration
 from pairing.slide import Slide, open_slide
+from pairing.warp import Warp
 from pairing.xenium import open_xenium
 from segmentation.config import NUCLEI_FILE
 
@@ -73,7 +73,7 @@ def read_nuclei(curated: CuratedRun, table: pd.DataFrame) -> Nuclei:
 def pictures(
     config: CurateConfig,
     curated: CuratedRun,
-    registration: Registration | None,
+    he_px_from_xenium_um: Warp | None,
     nuclei: Nuclei,
     table: pd.DataFrame,
     kept: npt.NDArray[np.bool_],
@@ -82,9 +82,7 @@ def pictures(
     grey = curated.built["patches"].summary["grey_scale"]
     polygons_um = nuclei.instrument["polygon"].to_numpy(object)
     with _open_image(curated.config) as slide:
-        image_px_from_xenium_um = (
-            registration.affine if registration else Affine.scale(1 / slide.mpp)
-        )
+        image_px_from_xenium_um = he_px_from_xenium_um or Warp(Affine.scale(1 / slide.mpp))
         cells_px = image_px_from_xenium_um(table[["x_um", "y_um"]].to_numpy())
         return three_zooms(
             Scene(

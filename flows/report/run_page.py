@@ -33,8 +33,9 @@ from flows.report.overlay import Nuclei, pictures, read_nuclei
 from flows.report.settings import Setting, run_settings
 from flows.report.views import DONOR, HE_NUCLEUS, HE_UNMATCHED, INSTRUMENT, View
 from pairing import cells, patch_blocks
-from pairing.registration.record import REGISTRATION_FILE, Registration, Verdict
+from pairing.registration.record import Registration, Verdict, judged, read_registration
 from pairing.slide import Damage
+from pairing.warp import Warp
 from shards.artifact import read_artifact
 from shards.dataset import read_manifest, read_record
 from shards.schema import Manifest, Panel, Split, Totals
@@ -102,12 +103,13 @@ def run_page(
     counts = cells.read_counts(folder, len(panel.genes))
     manifest = read_manifest(built["shards"].folder)
     kept = table["cell_id"].isin(kept_cell_ids(built["shards"].folder, manifest)).to_numpy()
-    registration = None
+    registration = warp = None
     if "registration" in built:
-        registration = read_record(built["registration"].folder / REGISTRATION_FILE, Registration)
+        record, warp = read_registration(built["registration"].folder)
+        registration = judged(record, config.registration.max_median_error_um)
     nuclei = read_nuclei(curated, table)
-    views, corners = pictures(config, curated, registration, nuclei, table, kept)
-    fit = _fit(registration, nuclei, table)
+    views, corners = pictures(config, curated, warp, nuclei, table, kept)
+    fit = _fit(registration, warp, nuclei, table)
     n_by_gene, n_cells_by_gene = by_gene(counts)
     summary = built["cells"].summary
     figures = cell_figures(table, counts, n_by_gene, has_nuclei="nuclei" in built)
@@ -158,11 +160,18 @@ def _keypoint_chart(registration: Registration | None) -> dict[str, str]:
     return {"keypoints": chart_uri(charts.bars(residuals_um, "keypoint", "residual, µm"))}
 
 
-def _fit(registration: Registration | None, nuclei: Nuclei, table: pd.DataFrame) -> FitMaps | None:
+def _fit(
+    registration: Registration | None,
+    he_px_from_xenium_um: Warp | None,
+    nuclei: Nuclei,
+    table: pd.DataFrame,
+) -> FitMaps | None:
     """Maps of the fit; None where there are no two kinds of nuclei to compare."""
-    if registration is None or not len(nuclei.he_id) or not len(table):
+    if registration is None or he_px_from_xenium_um is None:
         return None
-    he_px_from_xenium_um, mpp = registration.affine, registration.slide_mpp
+    if not len(nuclei.he_id) or not len(table):
+        return None
+    mpp = registration.slide_mpp
     return fit_maps(
         he_px_from_xenium_um(table[["x_um", "y_um"]].to_numpy()) * mpp,
         table,

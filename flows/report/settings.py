@@ -45,7 +45,9 @@ def without_folders(text: str, config: CurateConfig) -> str:
     Folders of inputs and output are known as they are written, spaces and all; any other path is
     told by its slashes.
     """
-    given = [p for run in config.runs for key in RUN_FILES if (p := getattr(run, key))]
+    given = [
+        p for run in config.runs for key in RUN_FILES if isinstance(p := getattr(run, key), Path)
+    ]
     files = (*given, config.out, Path(config.segmentation.model))
     known = {folder for p in files for folder in (p.parent, p.resolve().parent)}
     for folder in sorted(known, key=lambda p: -len(p.parts)):

@@ -1,7 +1,10 @@
-"""What a given alignment must withstand before pairs are cut by it."""
+"""What an alignment must withstand before pairs are cut by it, whatever its nuclei say."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -9,7 +12,6 @@ import numpy.typing as npt
 from scipy.ndimage import gaussian_filter
 
 from pairing.geometry import Affine, Points
-from pairing.registration.record import KeypointFit, Registration, Verdict
 from pairing.registration.siblings import sibling_of_mpp
 from pairing.slide import Slide
 
@@ -26,44 +28,77 @@ LEAD_DOUBTFUL, LEAD_FAIL = 0.05, -0.05
 MIN_CELLS = 200
 
 
-def assess(
-    slide: Slide,
-    cells_um: Points,
-    he_px_from_xenium_um: Affine,
-    pixel_size_um: float,
-    method: Literal["matrix", "keypoints"],
-    keypoints: KeypointFit | None,
-) -> Registration:
-    """Gates of a given transform: implied pixel size, cells on the slide, tissue against density.
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a gate holds against an alignment."""
+
+    verdict: Literal["doubtful", "fail"]
+    words: str
+
+
+def mpp_findings(
+    slide_path: Path, slide_mpp: float, implied_mpp: float, *, automatic: bool
+) -> Iterator[Finding]:
+    """The pixel size that an alignment implies against the one that the slide says."""
+    off = implied_mpp / slide_mpp - 1
+    if abs(off) <= MPP_DOUBTFUL:
+        return
+    remedy = "" if automatic else "if the alignment is right, "
+    remedy += f"set mpp = {implied_mpp:.4f}"
+    sibling = None if automatic else sibling_of_mpp(slide_path, implied_mpp, MPP_DOUBTFUL)
+    if sibling is not None:
+        name, mpp = sibling
+        remedy = f"{name} beside it says {mpp:.4f}: the alignment is of that file, give it as slide"
+    yield Finding(
+        "fail" if abs(off) > MPP_FAIL else "doubtful",
+        f"the alignment implies {implied_mpp:.4f} µm per pixel, the slide says "
+        f"{slide_mpp:.4f} ({off:+.1%}); {remedy}",
+    )
+
+
+def on_slide(points_px: Points, size_px: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """(n,) which level-0 positions lie on a slide of this width and height."""
+    return np.asarray(((points_px >= 0) & (points_px < size_px)).all(axis=1))
+
+
+def share_findings(share: float) -> Iterator[Finding]:
+    """The share of the cells that lie on the slide."""
+    if share < SHARE_DOUBTFUL:
+        yield Finding(
+            "fail" if share < SHARE_FAIL else "doubtful",
+            f"{share:.1%} of the cells lie on the slide",
+        )
+
+
+def density_findings(correlation: dict[str, float]) -> Iterator[Finding]:
+    """The given transform against the wrong variants; nothing where nothing was correlated."""
+    if not correlation:
+        return
+    others = {name: c for name, c in correlation.items() if name != "given"}
+    best = max(others, key=lambda name: others[name])
+    lead = correlation["given"] - others[best]
+    if lead < LEAD_DOUBTFUL:
+        yield Finding(
+            "fail" if lead < LEAD_FAIL else "doubtful",
+            f"cell density fits the stained tissue with r = {correlation['given']:.2f}, "
+            f"the {best.replace('_', ' ')} variant with r = {others[best]:.2f}",
+        )
+
+
+def density_correlations(
+    slide: Slide, cells_um: Points, he_px_from_xenium_um: Affine, pixel_size_um: float
+) -> dict[str, float]:
+    """Correlation of the stain with the density of the cells, for a transform and its variants.
 
     `cells_um` are (n, 2) cell positions in the Xenium frame; `pixel_size_um` is the morphology's,
     which the inverse variant needs (the matrix read the wrong way round maps pixels to pixels).
-    Raises BadInput where the slide can be no H&E.
+    Empty with fewer cells than MIN_CELLS.
     """
-    slide.require_rgb()
-    cells_px = he_px_from_xenium_um(cells_um)
-    width, height = slide.size_px
-    on_slide = ((cells_px >= 0) & (cells_px < (width, height))).all(axis=1)
-    implied_mpp = 1 / np.sqrt(he_px_from_xenium_um.area_scale)
-    share = float(on_slide.mean()) if len(cells_um) else 0.0
-    correlation: dict[str, float] = {}
-    if len(cells_um) >= MIN_CELLS:
-        tissue = _stain_map(slide.tolerant()[0])
-        for name, points in _variants(cells_um, he_px_from_xenium_um, pixel_size_um, slide).items():
-            correlation[name] = _density_correlation(tissue, points, slide)
-    verdict, reasons = _verdict(slide, implied_mpp, share, correlation, len(cells_um))
-    return Registration(
-        method=method,
-        he_px_from_xenium_um=he_px_from_xenium_um.matrix,
-        n_cells=len(cells_um),
-        slide_mpp=slide.mpp,
-        implied_mpp=float(implied_mpp),
-        share_on_slide=share,
-        density_correlation=correlation,
-        keypoints=keypoints,
-        verdict=verdict,
-        reasons=reasons,
-    )
+    if len(cells_um) < MIN_CELLS:
+        return {}
+    tissue = _stain_map(slide.tolerant()[0])
+    variants = _variants(cells_um, he_px_from_xenium_um, pixel_size_um, slide)
+    return {name: _correlation(tissue, points, slide) for name, points in variants.items()}
 
 
 def _stain_map(slide: Slide) -> npt.NDArray[np.float64]:
@@ -101,7 +136,7 @@ def _variants(
     }
 
 
-def _density_correlation(tissue: npt.NDArray[np.float64], cells_px: Points, slide: Slide) -> float:
+def _correlation(tissue: npt.NDArray[np.float64], cells_px: Points, slide: Slide) -> float:
     nx, ny = _grid_shape(slide)
     density, _, _ = np.histogram2d(
         cells_px[:, 1] * slide.mpp,
@@ -112,47 +147,3 @@ def _density_correlation(tissue: npt.NDArray[np.float64], cells_px: Points, slid
     if smoothed.std() == 0 or tissue.std() == 0:
         return 0.0  # no cell falls on the slide, or nothing is stained: nothing correlates
     return float(np.corrcoef(smoothed.ravel(), tissue.ravel())[0, 1])
-
-
-def _verdict(
-    slide: Slide,
-    implied_mpp: float,
-    share: float,
-    correlation: dict[str, float],
-    n_cells: int,
-) -> tuple[Verdict, tuple[str, ...]]:
-    failed: list[str] = []
-    doubtful: list[str] = []
-    off = float(implied_mpp / slide.mpp - 1)
-    if abs(off) > MPP_DOUBTFUL:
-        (failed if abs(off) > MPP_FAIL else doubtful).append(
-            f"the alignment implies {implied_mpp:.4f} µm per pixel, the slide says "
-            f"{slide.mpp:.4f} ({off:+.1%}); {_mpp_remedy(slide, implied_mpp)}"
-        )
-    if share < SHARE_DOUBTFUL:
-        (failed if share < SHARE_FAIL else doubtful).append(
-            f"{share:.1%} of the cells lie on the slide"
-        )
-    if correlation:
-        others = {name: c for name, c in correlation.items() if name != "given"}
-        best = max(others, key=lambda name: others[name])
-        lead = correlation["given"] - others[best]
-        if lead < LEAD_DOUBTFUL:
-            (failed if lead < LEAD_FAIL else doubtful).append(
-                f"cell density fits the stained tissue with r = {correlation['given']:.2f}, "
-                f"the {best.replace('_', ' ')} variant with r = {others[best]:.2f}"
-            )
-    if failed:
-        return "fail", tuple(failed + doubtful)
-    if not correlation:
-        few = f"{n_cells} cells, fewer than {MIN_CELLS}: taken as given"
-        return "not_assessable", (few, *doubtful)
-    return ("doubtful" if doubtful else "pass"), tuple(doubtful)
-
-
-def _mpp_remedy(slide: Slide, implied_mpp: float) -> str:
-    sibling = sibling_of_mpp(slide.path, implied_mpp, MPP_DOUBTFUL)
-    if sibling is not None:
-        name, mpp = sibling
-        return f"{name} beside it says {mpp:.4f}: the alignment is of that file, give it as slide"
-    return f"if the alignment is right, set mpp = {implied_mpp:.4f}"

@@ -55,8 +55,8 @@ fov_um = -1
 [cells]
 unit = "he_nuclei"
 [registration]
-refine = true
-max_median_error_um = 5.0
+refine = "yes please"
+max_median_error_um = 0
 [filters]
 drop_flags = ["edge", "blurred"]
 [split]
@@ -67,7 +67,7 @@ hold_out = ["hest-bench"]
 id = "b b"
 xenium = "raw/none"
 slide = "raw/he.ome.tif"
-alignment = "auto"
+alignment = 3
 donor = ""
 """
     found = faults(write(tmp_path, text))
@@ -87,7 +87,13 @@ donor = ""
     }
     assert "an unknown key" in found["colour"]
     assert "not there yet" in found["cells.unit"]
-    assert "the 10x matrix csv" in found["runs.1.alignment"]
+    assert "not a valid path" in found["runs.1.alignment"]
+
+
+def test_an_alignment_may_be_found_automatically(tmp_path: Path) -> None:
+    run = RUN.replace('"raw/alignment.csv"', '"auto"')
+    (found,) = read_curate_config(write(tmp_path, f'name = "n"\nout = "o"\n{run}')).runs
+    assert found.alignment == "auto"
 
 
 def test_missing_inputs_are_all_named(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from scipy.spatial import cKDTree
 
 from flows.cli import main
 from pairing.geometry import Affine
+from pairing.registration.record import read_registration
+from pairing.warp import Warp
 from pairing.xenium import open_xenium
 from shards.check import validate
 from shards.dataset import read_dataset
@@ -30,8 +32,11 @@ out = "{out}"
 neighbors_k = 5
 [segmentation]
 model = "{model}"
+[registration]
+refine = {refine}
 [filters]
 min_counts = {min_counts}
+max_registration_error_um = {max_error_um}
 [split]
 assign = {{ D1 = "{split}" }}
 [[runs]]
@@ -49,7 +54,9 @@ def write_config(folder: Path, run: Path, **changes: Any) -> Path:
     values = {
         "out": "out dir",
         "model": "none",
+        "refine": "true",
         "min_counts": 10,
+        "max_error_um": 5.0,
         "split": "train",
         "run": run,
         "slide": run / "he.ome.tif",
@@ -81,6 +88,11 @@ def samples(out: Path, split: str = "train") -> list[dict[str, Any]]:
     return list(webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8"))
 
 
+def warp_of(out: Path) -> Warp:
+    (folder,) = out.glob("runs/r1/registration/*")
+    return read_registration(folder)[1]
+
+
 @pytest.fixture(scope="module")
 def curated(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a config and what the compact network and all stages made of it."""
@@ -100,7 +112,8 @@ def test_pairs_are_the_cells_of_the_run(curated: Path, simulated: Path) -> None:
     pairs = samples(out)
     dataset, _ = read_dataset(out)
     enough = int((np.asarray(matrix.sum(axis=1)).ravel() >= 10).sum())
-    assert dataset.totals.kept == len(pairs) == enough
+    assert dataset.totals.kept == len(pairs)
+    assert len(pairs) + dataset.totals.dropped["registration_error"] >= enough
     assert dataset.totals.seen == 300
     for pair in pairs:
         row = matrix[row_of[pair["__key__"]]]
@@ -120,25 +133,23 @@ def test_neighbors_and_nuclei_of_the_index_are_those_of_the_truth(
     )
     rows = table.to_pandas()
     truth = pd.read_parquet(simulated / "truth" / "cells.parquet").set_index("cell_id")
-    transform = json.loads((simulated / "truth" / "transform.json").read_text())
-    he_px_from_xenium_um = Affine.of(transform["xenium_um_from_he_px"]).inverse
-    turn = he_px_from_xenium_um.array[:2, :2] * 0.2738
+    he_px_from_xenium_um = warp_of(curated / "out dir")
     with open_xenium(simulated / "outs") as run:
         cells = run.read_cells().set_index("cell_id")
     at_um = rows.set_index("cell_id")[["x_um", "y_um"]]
     for row in rows.itertuples():
         assert len(row.neighbors) <= 5
-        away = [float(np.hypot(n["dx_um"], n["dy_um"])) for n in row.neighbors]
+        # Nearest first in the Xenium frame; offsets are those on the slide.
+        near = [n["cell_id"] for n in row.neighbors if n["cell_id"] in at_um.index]
+        away = np.linalg.norm(at_um.loc[near] - at_um.loc[row.cell_id], axis=1).tolist()
         assert away == sorted(away)
         assert max(away, default=0) <= 50
         for n in row.neighbors:
             assert n["cell_id"] in cells.index
             if n["cell_id"] in at_um.index:
-                offset_um = at_um.loc[n["cell_id"]] - at_um.loc[row.cell_id]
-                np.testing.assert_allclose(
-                    (n["dx_um"], n["dy_um"]), turn @ offset_um.to_numpy(), atol=1e-6
-                )
-    assert rows["registration_error_um"].isna().all()
+                ends_um = at_um.loc[[row.cell_id, n["cell_id"]]].to_numpy()
+                (offset_px,) = np.diff(he_px_from_xenium_um(ends_um), axis=0)
+                np.testing.assert_allclose((n["dx_um"], n["dy_um"]), offset_px * 0.2738, atol=1e-6)
     # The H&E nucleus is attached to most cells (some have none on the slide, and the network was
     # trained on easier tissue), lies where the cell's own nucleus does and has
     # about its size.
@@ -151,6 +162,27 @@ def test_neighbors_and_nuclei_of_the_index_are_those_of_the_truth(
     assert np.median(iou) > 0.6
     assert np.median(distance_um) < 0.8
     assert 0.75 < np.nanmedian(area_um2 / true_um2) < 1.35
+
+
+def test_every_pair_has_the_error_and_the_place_of_its_cell(curated: Path, simulated: Path) -> None:
+    out = curated / "out dir"
+    columns = ["cell_id", "x_um", "y_um", "x_px", "y_px", "registration_error_um"]
+    rows = read_stream([out], "train").table(columns).to_pandas().set_index("cell_id")
+    placed = rows[["x_px", "y_px"]].to_numpy()
+    np.testing.assert_array_equal(warp_of(out)(rows[["x_um", "y_um"]].to_numpy()), placed)
+    (folder,) = out.glob("runs/r1/registration/*")
+    cells = pd.read_parquet(folder / "cells.parquet").set_index("cell_id").loc[rows.index]
+    np.testing.assert_array_equal(rows["registration_error_um"], cells["error_um"])
+    assert rows["registration_error_um"].between(0, 5).all()
+    # The given matrix is exact here: the refinement stays near it.
+    transform = json.loads((simulated / "truth" / "transform.json").read_text())
+    true_px = Affine.of(transform["xenium_um_from_he_px"]).inverse(
+        rows[["x_um", "y_um"]].to_numpy()
+    )
+    off_um = np.linalg.norm(placed - true_px, axis=1) * 0.2738
+    assert np.median(off_um) < 0.5
+    dataset, _ = read_dataset(out)
+    assert dataset.totals.noted == {"registration_error_not_assessed": 0}
 
 
 def test_a_second_run_redoes_nothing(
@@ -176,6 +208,20 @@ def test_a_changed_filter_cuts_nothing_again(curated: Path, simulated: Path) -> 
     assert {k: v for k, v in artifacts(out).items() if k in before} == before
     dataset, _ = read_dataset(out)
     assert dataset.totals.dropped["low_counts"] > 0
+    assert validate(out) == []
+
+
+def test_a_changed_limit_of_the_error_cuts_nothing_again(curated: Path, simulated: Path) -> None:
+    out = curated / "out dir"
+    assert curate(curated, simulated, model="compact") == 0
+    before = artifacts(out)
+    (folder,) = out.glob("runs/r1/registration/*")
+    error_um = pd.read_parquet(folder / "cells.parquet")["error_um"]
+    limit_um = float(error_um.median())
+    assert curate(curated, simulated, model="compact", max_error_um=limit_um) == 0
+    assert {name.split("/")[2] for name in set(artifacts(out)) - set(before)} == {"shards"}
+    dataset, _ = read_dataset(out)
+    assert dataset.totals.dropped["registration_error"] == int((error_um > limit_um).sum())
     assert validate(out) == []
 
 
@@ -274,23 +320,26 @@ def mirrored(matrix: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "refine", "words"),
     [
-        (np.linalg.inv, "the slide says"),
-        (mirrored, "variant with r"),
-        (lambda m: m @ np.diag([1.06, 1.06, 1.0]), "set mpp = 0.2902"),
+        (np.linalg.inv, "false", "the slide says"),
+        (mirrored, "false", "variant with r"),
+        (lambda m: m @ np.diag([1.06, 1.06, 1.0]), "false", "set mpp = 0.2902"),
+        (np.linalg.inv, "true", "the slide says"),
+        (mirrored, "true", "from where their nuclei lie on the slide"),
     ],
-    ids=["inverse", "mirrored", "wrong scale"],
+    ids=["inverse", "mirrored", "wrong scale", "inverse, refined", "mirrored, refined"],
 )
 def test_a_wrong_alignment_fails_and_says_why(
     simulated: Path,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     change: Callable[[np.ndarray], np.ndarray],
+    refine: str,
     words: str,
 ) -> None:
     alignment = change_matrix(simulated, tmp_path, change)
-    assert curate(tmp_path, simulated, alignment=alignment) == 2
+    assert curate(tmp_path, simulated, alignment=alignment, refine=refine) == 2
     assert words in caplog.text
     assert not (tmp_path / "out dir" / "dataset.json").exists()
 
@@ -299,16 +348,78 @@ def test_a_slightly_wrong_scale_is_doubtful_and_told(
     simulated: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     alignment = change_matrix(simulated, tmp_path, lambda m: m @ np.diag([1.03, 1.03, 1.0]))
-    assert curate(tmp_path, simulated, alignment=alignment) == 0
+    assert curate(tmp_path, simulated, alignment=alignment, refine="false") == 0
     assert "r1 registration doubtful" in caplog.text
 
 
-def test_few_cells_are_taken_as_given_and_told(
-    simulated: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: Any
+def test_the_refinement_cures_a_scale_that_is_a_little_wrong(
+    simulated: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    alignment = change_matrix(simulated, tmp_path, lambda m: m @ np.diag([1.03, 1.03, 1.0]))
+    assert curate(tmp_path, simulated, alignment=alignment) == 0
+    assert "r1 registration" not in caplog.text.replace("r1 registration: made", "")
+    (folder,) = (tmp_path / "out dir").glob("runs/r1/registration/*")
+    registration, _ = read_registration(folder)
+    assert (registration.verdict, registration.refined) == ("pass", True)
+    assert registration.implied_mpp == pytest.approx(0.2738, rel=0.005)
+    assert registration.moved_um is not None
+    assert registration.moved_um[2] > 5
+
+
+@pytest.mark.parametrize("refine", ["true", "false"])
+def test_few_cells_are_taken_as_given_and_told(
+    simulated: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    refine: str,
+) -> None:
+    limit = "automatic.MIN_NUCLEI" if refine == "true" else "stage.MIN_CELLS"
+    monkeypatch.setattr(f"pairing.registration.{limit}", 1000)
     monkeypatch.setattr("pairing.registration.gates.MIN_CELLS", 1000)
-    assert curate(tmp_path, simulated) == 0
+    assert curate(tmp_path, simulated, refine=refine, max_error_um=0.01) == 0
+    assert "r1 registration not_assessable" in caplog.text
+    assert "taken as given" in caplog.text
+    dataset, _ = read_dataset(tmp_path / "out dir")
+    assert dataset.totals.dropped["registration_error"] == 0
+    assert dataset.totals.noted == {"registration_error_not_assessed": dataset.totals.kept}
+    assert validate(tmp_path / "out dir") == []
+
+
+def test_few_cells_are_never_registered_automatically(
+    simulated: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pairing.registration.automatic.MIN_NUCLEI", 1000)
+    assert curate(tmp_path, simulated, alignment="auto") == 2
     assert "not_assessable" in caplog.text
+    assert not (tmp_path / "out dir" / "dataset.json").exists()
+
+
+def test_without_an_alignment_the_cells_are_found(simulated: Path, tmp_path: Path) -> None:
+    assert curate(tmp_path, simulated, alignment="auto") == 0
+    rows = read_stream([tmp_path / "out dir"], "train").table(["x_um", "y_um", "x_px", "y_px"])
+    frame = rows.to_pandas()
+    transform = json.loads((simulated / "truth" / "transform.json").read_text())
+    true_px = Affine.of(transform["xenium_um_from_he_px"]).inverse(frame[["x_um", "y_um"]])
+    off_um = np.linalg.norm(frame[["x_px", "y_px"]].to_numpy() - true_px, axis=1) * 0.2738
+    assert np.median(off_um) < 0.5
+    assert validate(tmp_path / "out dir") == []
+
+
+def test_a_median_error_above_the_limit_fails_and_makes_nothing_anew(
+    simulated: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert curate(tmp_path, simulated) == 0
+    before = artifacts(tmp_path / "out dir")
+    config = tmp_path / "curate.toml"
+    text = config.read_text().replace("[filters]", "max_median_error_um = 0.01\n[filters]")
+    config.write_text(text)
+    assert main(["curate", str(config), "--workers", "1"]) == 2
+    assert "µm off in the median, more than 0.01 µm" in caplog.text
+    assert artifacts(tmp_path / "out dir") == before
 
 
 def test_one_failed_run_leaves_the_others_and_the_dataset_where_they_were(
@@ -384,7 +495,6 @@ def test_blocks_on_dask_give_the_same_bytes(simulated: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "words",
     [
-        ["register", "--xenium", "x"],
         ["predict", "a", "b"],
         ["train", "t.toml", "--init-from", "c"],
     ],

@@ -76,7 +76,6 @@ def test_a_bundle_without_a_line_keeps_its_marks(
         ("run,mpp,donor\na,-1,D1\n", ["line 2, mpp", "-1"]),
         ("run,slide,donor\na,none.tif,D1\n", ["line 2, slide", "no file at"]),
         ("run,image,donor\na,dapi,D1\n", ["image", "dapi"]),
-        ("run,alignment,donor\na,auto,D1\n", ["not there yet"]),
         ("run,id,donor\na,b,D1\n", ["used twice: b"]),
         # All at once.
         ("run,slide,donor\na,x.tif,D1\nb,y.tif,D2\nc,,\n", ["x.tif", "y.tif", "run = 'c'"]),

@@ -9,6 +9,7 @@ import pytest
 
 from flows.cli import main
 from flows.config import read_curate_config
+from flows.one_run import read_one_run
 from shards.dataset import read_dataset
 
 
@@ -86,18 +87,19 @@ def test_every_fault_is_told_by_its_option_and_nothing_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_alignment_is_asked_for_and_its_candidates_named(
-    simulated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_without_an_alignment_it_is_found_and_told_what_could_be_given(
+    simulated: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     changes = of_slide(simulated) | {"alignment": None}
-    assert curate(simulated, tmp_path / "out", **changes) == 2
-    told = capsys.readouterr().err
-    assert "alignment is missing" in told
-    assert str(simulated / "he_imagealignment.csv") in told
-    assert curate(simulated, tmp_path / "out", **(changes | {"alignment": "auto"})) == 2
-    assert "--alignment" in (told := capsys.readouterr().err)
-    assert "not there yet" in told
-    assert not (tmp_path / "out").exists()
+    assert curate(simulated, tmp_path / "out", "--plan", **changes) == 0
+    assert "registered automatically" in caplog.text
+    assert str(simulated / "he_imagealignment.csv") in caplog.text
+    config, text = read_one_run(
+        {"xenium": str(simulated / "outs"), "slide": str(simulated / "he.ome.tif"), "donor": "D1"},
+        tmp_path / "out",
+    )
+    assert config.runs[0].alignment == "auto"
+    assert 'alignment = "auto"' in text
 
 
 def test_a_folder_of_something_else_stays_as_it_was(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from pairing.registration.gates import assess
-from pairing.registration.given import read_alignment
 from pairing.registration.record import Registration
+from pairing.registration.stage import register_run
 from pairing.slide import open_slide
 from pairing.xenium import open_xenium
 from shards.errors import BadInput
@@ -23,12 +23,10 @@ HE_MPP = 0.2738  # of the simulated slide; its alignment implies the same
 
 
 def assessed(run: Path, slide_path: Path, alignment: Path, mpp: float | None) -> Registration:
-    with open_xenium(run / "outs") as xenium, open_slide(slide_path, mpp=mpp) as slide:
-        method, he_px_from_xenium_um, keypoints = read_alignment(alignment, xenium.pixel_size_um)
-        cells_um = xenium.read_cells()[["x_um", "y_um"]].to_numpy()
-        return assess(
-            slide, cells_um, he_px_from_xenium_um, xenium.pixel_size_um, method, keypoints
-        )
+    """By its gates alone."""
+    opener = partial(open_slide, slide_path, mpp=mpp)
+    with open_xenium(run / "outs") as xenium:
+        return register_run(xenium, opener, alignment, refine=False).registration
 
 
 @pytest.mark.parametrize("file", ["he_imagealignment.csv", "he_keypoints.csv"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pandas as pd
@@ -12,30 +13,40 @@ from pydantic import ValidationError
 
 from pairing.pack import Filters, select
 
+NOT_ASSESSED = float("nan")
+
 
 def frames(
-    cells: list[tuple[str | None, int]], cut: dict[int, tuple[bool, bool]]
+    cells: list[tuple[str | None, int, float]], cut: dict[int, tuple[bool, bool]]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Cells as (donor, counts); patches as row -> (edge, damaged_tile)."""
+    """Cells as (donor, counts, error in µm); patches as row -> (edge, damaged_tile)."""
     patches = pd.DataFrame(cut.values(), index=list(cut), columns=["edge", "damaged_tile"])
-    return pd.DataFrame(cells, columns=["donor", "n_counts"]).astype({"donor": object}), patches
+    table = pd.DataFrame(cells, columns=["donor", "n_counts", "registration_error_um"])
+    return table.astype({"donor": object}), patches
 
 
 def test_a_cell_counts_under_the_first_reason_that_it_fails() -> None:
     cells, patches = frames(
-        [(None, 0), ("A", 0), ("A", 0), ("A", 9), ("A", 10), ("B", 99), ("B", 99), ("B", 99)],
-        {2: (True, True), 3: (True, True), 4: (True, True), 5: (False, True), 7: (False, False)},
-    )
+        [
+            (None, 0, 9.0), ("A", 0, 9.0), ("A", 0, 1.0), ("A", 9, NOT_ASSESSED), ("A", 10, 5.0),
+            ("B", 99, 0.1), ("B", 99, 9.0), ("B", 99, 5.0), ("B", 9, 5.1), ("B", 99, NOT_ASSESSED),
+        ],
+        {
+            2: (True, True), 3: (True, True), 4: (True, True), 5: (False, True),
+            7: (False, False), 8: (True, True), 9: (False, False),
+        },
+    )  # fmt: skip
     kept, totals = select(
         cells, patches, Filters(drop_flags=("edge", "damaged_tile")), registered=True
     )
-    assert kept.tolist() == [7]
+    assert kept.tolist() == [7, 9]
     assert totals.model_dump() == {
-        "seen": 8,
-        "kept": 1,
+        "seen": 10,
+        "kept": 2,
         "dropped": {
             "no_donor": 1,
             "outside_slide": 2,
+            "registration_error": 1,
             "low_counts": 2,
             "flag_edge": 1,
             "flag_damaged_tile": 1,
@@ -45,7 +56,7 @@ def test_a_cell_counts_under_the_first_reason_that_it_fails() -> None:
 
 
 def test_damaged_tiles_are_dropped_unless_told_otherwise() -> None:
-    cells, patches = frames([("A", 10), ("A", 10)], {0: (False, True), 1: (True, False)})
+    cells, patches = frames([("A", 10, 9.0), ("A", 10, 9.0)], {0: (False, True), 1: (True, False)})
     kept, totals = select(cells, patches, Filters(), registered=False)
     assert kept.tolist() == [1]
     assert totals.dropped == {"outside_slide": 0, "low_counts": 0, "flag_damaged_tile": 1}
@@ -64,6 +75,7 @@ rows = st.lists(
     st.tuples(
         st.sampled_from([None, "A", "B"]),
         st.integers(0, 20),
+        st.sampled_from([0.0, 5.0, 5.5, NOT_ASSESSED]),
         st.sampled_from([None, (False, False), (True, False), (False, True), (True, True)]),
     ),
     max_size=30,
@@ -73,18 +85,22 @@ flags = st.lists(st.sampled_from(["edge", "damaged_tile"]), unique=True).map(tup
 
 @given(rows, flags)
 def test_the_reasons_add_up_and_every_kept_cell_passes_them_all(
-    rows: list[tuple[str | None, int, tuple[bool, bool] | None]], drop_flags: tuple[Any, ...]
+    rows: list[tuple[str | None, int, float, tuple[bool, bool] | None]],
+    drop_flags: tuple[Any, ...],
 ) -> None:
     cells, patches = frames(
-        [(donor, n) for donor, n, _ in rows],
-        {i: cut for i, (_, _, cut) in enumerate(rows) if cut is not None},
+        [(donor, n, error) for donor, n, error, _ in rows],
+        {i: cut for i, (_, _, _, cut) in enumerate(rows) if cut is not None},
     )
     kept, totals = select(cells, patches, Filters(drop_flags=drop_flags), registered=True)
 
-    def passes(donor: str | None, n: int, cut: tuple[bool, bool] | None) -> bool:
-        if donor is None or n < 10 or cut is None:
+    def passes(donor: str | None, n: int, error: float, cut: tuple[bool, bool] | None) -> bool:
+        if donor is None or n < 10 or error > 5 or cut is None:
             return False
         return not any(cut[("edge", "damaged_tile").index(flag)] for flag in drop_flags)
 
     assert kept.tolist() == [i for i, row in enumerate(rows) if passes(*row)]
+    assert totals.noted == {
+        "registration_error_not_assessed": sum(math.isnan(rows[i][2]) for i in kept)
+    }
     assert totals.seen == len(rows) == totals.kept + sum(totals.dropped.values())

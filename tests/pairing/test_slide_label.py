@@ -14,7 +14,8 @@ from PIL import Image
 
 from pairing.geometry import Affine
 from pairing.patches import write_patches
-from pairing.registration.gates import assess
+from pairing.registration.gates import density_correlations
+from pairing.registration.he_nuclei import find_he_nuclei
 from pairing.slide import open_slide
 from segmentation.blocks import tissue_mask
 from shards.errors import BadInput
@@ -92,8 +93,8 @@ def test_nothing_that_uses_a_slide_sees_its_label(name: str, spoiled: bool, tmp_
         assert slide.background.tolist() == [255, 255, 255]
         assert tissue_mask(slide).all()
         cells_um = np.random.default_rng(0).uniform(5, 120, (300, 2))
-        registration = assess(slide, cells_um, Affine.scale(1 / 0.25), 0.2125, "matrix", None)
-        assert registration.slide_mpp == 0.25
+        assert density_correlations(slide, cells_um, Affine.scale(1 / 0.25), 0.2125).keys()
+    assert (find_he_nuclei(partial(open_slide, path)).px < (640, 512)).all()
     spec = PatchSpec(image="he", fov_um=16.0, size_px=64, center="cell", jpeg_quality=95)
     out = tmp_path / "patches"
     out.mkdir()
