@@ -27,9 +27,10 @@ _BLOCK_STEPS = 8
 _HALO_UM = 100.0
 _MAX_MATCHES = 700
 # Candidates for the size and the reach of the displacement, by marginal likelihood in each block.
-_AMPLITUDE_UM = (0.5, 2.0, 8.0)
+_AMPLITUDE_UM = (0.5, 2.0, 8.0, 32.0)
 _LENGTH_UM = (160.0, 320.0, 640.0)
 _LIKELIHOOD_MATCHES = 150
+_FIRST = (8.0, 320.0)
 # What a block may be shifted by, and so strained over a reach, before anything is known.
 _TREND_UM, _TREND_REACH_UM = 40.0, 300.0
 # Tukey's biweight (Maronna et al., Robust Statistics, 2006); an outlier keeps a trace of weight.
@@ -145,20 +146,17 @@ def _solve(matches: _Matches, max_matches: int, block: _Block) -> tuple[Points, 
     at, shift = matches.at_um[near] - block.middle_um, matches.shift_um[near]
     noise = matches.noise_um[near]
     few = slice(None, None, -(-len(at) // _LIKELIHOOD_MATCHES))
-    amplitude, length = max(
+    # Outliers that count in full would call for shorter lengths.
+    *_, weights = _robust(_kernel(at[few], at[few], *_FIRST), shift[few], noise[few])
+    usual = noise[few] / np.sqrt(weights)
+    size = max(
         ((a, ell) for a in _AMPLITUDE_UM for ell in _LENGTH_UM),
-        key=lambda size: _log_likelihood(at[few], shift[few], size[0], size[1], noise[few]),
+        key=lambda size: _log_likelihood(_kernel(at[few], at[few], *size), shift[few], usual),
     )
-    kernel = _kernel(at, at, amplitude, length)
-    weights = np.ones(len(at))
-    for _ in range(_ROUNDS):
-        factor = linalg.cholesky(kernel + np.diag(noise**2 / weights), lower=True)
-        solved = linalg.cho_solve((factor, True), shift)
-        off = np.hypot(*(shift - kernel @ solved).T) / np.sqrt(2)
-        weights = np.clip(1 - (off / (_TUKEY * noise)) ** 2, 0, None) ** 2 + _LEAST_WEIGHT
-    cross = _kernel(nodes, at, amplitude, length)
+    factor, solved, _ = _robust(_kernel(at, at, *size), shift, noise)
+    cross = _kernel(nodes, at, *size)
     explained = linalg.solve_triangular(factor, cross.T, lower=True)
-    variance = np.maximum(trend + amplitude**2 - (explained**2).sum(axis=0), 0)
+    variance = np.maximum(trend + size[0] ** 2 - (explained**2).sum(axis=0), 0)
     return cross @ solved, variance
 
 
@@ -168,12 +166,19 @@ def _kernel(a: Points, b: Points, amplitude_um: float, length_um: float) -> F64:
     return np.asarray(smooth + _TREND_UM**2 * (1 + a @ b.T / _TREND_REACH_UM**2))
 
 
-def _log_likelihood(
-    at: Points, shift: Points, amplitude_um: float, length_um: float, noise_um: F64
-) -> float:
+def _robust(kernel: F64, shift: Points, noise_um: F64) -> tuple[F64, Points, F64]:
+    """Cholesky factor, weighed shifts and weights, after rounds of weighing outliers down."""
+    weights = np.ones(len(shift))
+    for _ in range(_ROUNDS):
+        factor = linalg.cholesky(kernel + np.diag(noise_um**2 / weights), lower=True)
+        solved = linalg.cho_solve((factor, True), shift)
+        off = np.hypot(*(shift - kernel @ solved).T) / (np.sqrt(2) * _TUKEY * noise_um)
+        weights = np.clip(1 - off**2, 0, None) ** 2 + _LEAST_WEIGHT
+    return factor, solved, weights
+
+
+def _log_likelihood(kernel: F64, shift: Points, noise_um: F64) -> float:
     """Log marginal likelihood of both axes, but for a constant."""
-    kernel = _kernel(at, at, amplitude_um, length_um)
-    kernel[np.diag_indices_from(kernel)] += noise_um**2
-    factor = linalg.cholesky(kernel, lower=True)
+    factor = linalg.cholesky(kernel + np.diag(noise_um**2), lower=True)
     solved = linalg.cho_solve((factor, True), shift)
     return float(-0.5 * (shift * solved).sum() - 2 * np.log(np.diag(factor)).sum())

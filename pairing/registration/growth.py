@@ -16,10 +16,10 @@ _NEXT_UM = 24.0
 _NEXT_TO_UM = 300.0
 _MAX_ROUNDS = 40
 _GROWN = 1.005
-# Windows agree with most of those around them within a strain of a tenth, and noise.
-_AGREE_UM, _AROUND_UM, _N_AROUND = 12.0, 300.0, 8
+# Windows agree with most of those around them within noise, and a strain over their distance.
+_AGREE_UM, _STRAIN, _AROUND_UM, _N_AROUND = 6.0, 0.2, 300.0, 8
 _N_TREND, _TREND_UM = 12, 100.0
-_RIDGE = 0.05
+_RIDGE = 0.02
 _TUKEY = 4.685
 
 
@@ -71,7 +71,7 @@ def agreeing(shifts: Shifts) -> Shifts:
     distance, i = cKDTree(shifts.xenium_um).query(shifts.xenium_um, k=k)
     around = distance[:, 1:] < _AROUND_UM
     off = np.linalg.norm(shifts.shift_um[i[:, 1:]] - shifts.shift_um[:, None], axis=2)
-    agree = ((off < _AGREE_UM) & around).sum(axis=1)
+    agree = ((off < _AGREE_UM + _STRAIN * distance[:, 1:]) & around).sum(axis=1)
     return shifts.take((agree >= 2) & (agree >= around.sum(axis=1) / 2))
 
 
