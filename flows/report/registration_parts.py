@@ -132,7 +132,7 @@ def registration_parts(
         )
     return RegistrationParts(
         registration=registration,
-        transform=_transform(he_px_from_xenium_um, at_px, at_um, mpp),
+        transform=transform_figures(he_px_from_xenium_um, at_px, at_um, mpp),
         n_on_slide=len(at_px),
         n_unsure=n_unsure,
         n_drawn=min(len(at_px), _MAX_POINTS),
@@ -156,9 +156,10 @@ def keypoint_chart(registration: Registration) -> dict[str, str]:
     return {"keypoints": chart_uri(charts.bars(residuals_um, "keypoint", "residual, µm"))}
 
 
-def _transform(
+def transform_figures(
     he_px_from_xenium_um: Warp, at_px: Points, at_um: Points, mpp: float
 ) -> TransformFigures:
+    """Of cells on the slide: where the transform puts them, and where they lie, (n, 2) each."""
     affine = he_px_from_xenium_um.affine
     m = affine.array[:2, :2]
     flip = -1.0 if np.linalg.det(m) < 0 else 1.0
