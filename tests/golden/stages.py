@@ -136,7 +136,7 @@ def _registration(folder: Path) -> dict[str, Output]:
                 "name": "golden",
                 "out": folder / case,
                 "segmentation": {"model": "none"},
-                "registration": {"accept": ["pass", "doubtful", "fail"]},
+                "registration": {"refine": False, "accept": ["pass", "doubtful", "fail"]},
                 "runs": [run],
             }
         )
@@ -218,6 +218,7 @@ def _shards(folder: Path) -> dict[str, Output]:
     patches = inputs.write_patches_artifact(folder / "patches")
     donors = inputs.write_donors(folder / "donors.geojson")
     labels = inputs.write_labels(folder / "labels.csv", inputs.cell_ids(100))
+    error_um = inputs.errors_um(inputs.cell_ids(100))
     spec = PatchSpec(image="he", fov_um=32, size_px=64, center="nucleus", jpeg_quality=95)
     several = PackConfig(
         run="r1", donor=None, source_id="S1", tissue="breast", filters=Filters(), max_samples=50
@@ -230,13 +231,13 @@ def _shards(folder: Path) -> dict[str, Output]:
     )
 
     def write(config: PackConfig, files: dict[str, Any], out: Path, kept: Path) -> dict[str, Any]:
-        return write_shard_set(
-            out, config, spec, cells, patches, inputs.HE_PX_FROM_XENIUM_UM, inputs.HE_MPP, **files
-        )
+        transform, mpp = inputs.HE_PX_FROM_XENIUM_UM, inputs.HE_MPP
+        return write_shard_set(out, config, spec, cells, patches, transform, mpp, **files)
 
     return {
         "donors": _written(
-            folder / "several", partial(write, several, {"donors": donors, "labels": labels})
+            folder / "several",
+            partial(write, several, {"donors": donors, "labels": labels, "error_um": error_um}),
         ),
         "one donor": _written(folder / "one", partial(write, one, {})),
     }
