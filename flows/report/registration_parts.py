@@ -15,6 +15,7 @@ from flows.report.maps import MIN_IN_SQUARE, Squares
 from flows.report.views import View, before_after, chosen_places, close_um
 from pairing.geometry import Affine, Points
 from pairing.registration.gates import on_slide
+from pairing.registration.growth import SEARCH_UM
 from pairing.registration.place import SURE_UM
 from pairing.registration.record import Registration
 from pairing.slide import Slide
@@ -25,7 +26,7 @@ _N_WORST = 10
 # More points than this take long to draw and no longer show.
 _MAX_POINTS = 100_000
 # The histogram ends between these, or a few cells of large error would squeeze all others.
-_ERROR_LIMITS_UM = (3.0, 12.0)
+_ERROR_LIMITS_UM = (3.0, 6.0)
 _TAIL_PERCENTILE = 99.5
 # Of the displacements of the cells: before and after are shown where these are passed.
 _MOVED_PERCENTILE = 90
@@ -76,15 +77,17 @@ class Regions:
 class RegistrationParts:
     """Figures, charts and views of one registration, over the cells that lie on the slide.
 
-    `n_unsure` and `regions` are None where no error was assessed. `change` holds the views before
-    and after, `change_um` the largest displacement between them in the section; `was` says what
-    before is. Both are empty where nothing moved.
+    `n_unsure` and `regions` are None where no error was assessed; an error of `unknown_um` says
+    that nothing is known. `change` holds the views before and after, `change_um` the largest
+    displacement between them in the section; `was` says what before is. No view where nothing
+    moved.
     """
 
     registration: Registration
     transform: TransformFigures
     n_on_slide: int
     n_unsure: int | None
+    unknown_um: float
     n_drawn: int
     regions: Regions | None
     charts: dict[str, str]
@@ -135,6 +138,7 @@ def registration_parts(
         transform=transform_figures(he_px_from_xenium_um, at_px, at_um, mpp),
         n_on_slide=len(at_px),
         n_unsure=n_unsure,
+        unknown_um=SEARCH_UM,
         n_drawn=min(len(at_px), _MAX_POINTS),
         regions=regions,
         charts={

@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -309,6 +310,48 @@ def test_a_wrong_pixel_size_is_told_with_the_one_to_set(hostile: Path) -> None:
     matrix = Registration.model_validate({**record, **off})
     assert "if the slide states it wrong, set mpp = 0.3125" in next_steps(matrix)[0]
     assert any('alignment = "auto"' in step for step in next_steps(matrix))
+
+
+def test_the_files_are_read_by_numpy_alone_as_the_docs_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docs = Path(__file__).parents[2] / "docs" / "registration.md"
+    (snippet,) = re.findall(r"```python\n(.*?)```", docs.read_text("utf-8"), re.DOTALL)
+    # Waves of 20 µm and 1 mm, at the nodes that a registration has.
+    affine = Affine.similarity(1 / 0.2738, 2.0, (9000.0, 4000.0), mirror=True)
+    x, y = np.meshgrid(np.arange(60) * 25.0, np.arange(50) * 25.0)
+    waves = np.stack([np.sin(2 * np.pi * y / 1000), np.cos(2 * np.pi * x / 1000)], axis=-1)
+    warp = Warp(affine, (100.0, 200.0), 25.0, np.float32(20 / 0.2738 * waves))
+    points = np.random.default_rng(1).uniform((60, 160), (1500, 1350), (400, 2))
+    px = warp(points)
+    error_um = np.linspace(0.1, 4.0, 400)
+    cells = pd.DataFrame({"cell_id": [f"cell-{i}" for i in range(400)], "error_um": error_um})
+    record = Registration(
+        method="auto",
+        refined=True,
+        he_px_from_xenium_um=affine.matrix,
+        field=FieldGrid(origin_um=(100.0, 200.0), step_um=25.0),
+        n_cells=400,
+        slide_mpp=0.2738,
+        implied_mpp=0.2738,
+        share_on_slide=1.0,
+        density_correlation={},
+        keypoints=None,
+        evidence=EVIDENCE,
+        moved_um=None,
+        error_um=None,
+        verdict="pass",
+        reasons=(),
+    )
+    write_registration(tmp_path, record, warp, cells.assign(x_px=px[:, 0], y_px=px[:, 1]))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(snippet, names)
+    off_um = np.linalg.norm(names["he_px_from_xenium_um"](points) - px, axis=1) * 0.2738
+    assert off_um.max() < 0.2
+    there = names["he_px_from_xenium_um"](points)
+    assert np.abs(names["xenium_um_from_he_px"](there) - points).max() < 1e-6
+    assert names["sure"]["cell_id"].tolist() == cells.loc[error_um <= 2, "cell_id"].tolist()
 
 
 @given(
