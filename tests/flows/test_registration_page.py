@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flows.report.registration_page import write_registration_page
@@ -354,6 +354,7 @@ def test_the_files_are_read_by_numpy_alone_as_the_docs_say(
     assert names["sure"]["cell_id"].tolist() == cells.loc[error_um <= 2, "cell_id"].tolist()
 
 
+@settings(deadline=None)
 @given(
     st.floats(0.5, 8.0),
     st.floats(-3.1, 3.1),
