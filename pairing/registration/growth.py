@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import numpy.typing as npt
 from scipy.spatial import cKDTree
@@ -13,9 +16,8 @@ from pairing.registration.votes import FIRST_Z, NEXT_Z, Shifts, find_shifts
 SEARCH_UM = 60.0
 # Beside what is known, by the local trend.
 _NEXT_UM = 24.0
-_NEXT_TO_UM = 300.0
-_MAX_ROUNDS = 40
-_GROWN = 1.005
+_SETTLED_UM, _NEXT_TO_UM = 50.0, 200.0
+_MAX_ROUNDS = 200
 # Windows agree with most of those around them within noise, and a strain over their distance.
 _AGREE_UM, _STRAIN, _AROUND_UM, _N_AROUND = 6.0, 0.2, 300.0, 8
 _N_TREND, _TREND_UM = 12, 100.0
@@ -40,27 +42,59 @@ def fit_affine(src: Points, dst: Points, scale_um: float) -> tuple[Affine, npt.N
     return Affine.of(np.vstack([solution.T, (0.0, 0.0, 1.0)])), distance
 
 
-def grow(xenium_um: Points, rough: Affine, he_tree: cKDTree) -> Shifts:
-    """Shifts of windows all over the nuclei `xenium_um` from a `rough` place on the slide.
+def first_shifts(xenium_um: Points, rough: Affine, he_tree: cKDTree) -> Shifts:
+    """Shifts from a `rough` place of those windows that one wide search finds, and that agree."""
+    return agreeing(find_shifts(xenium_um, rough(xenium_um), he_tree, SEARCH_UM, FIRST_Z))
 
-    Those that one search finds and that agree are the start; then again and again the windows
-    beside known ones are looked for where the local trend puts them, so that stretch, turn and
-    the two sides of a tear are followed from window to window. Shifts are from the rough place.
+
+def grow(xenium_um: Points, base_um: Points, he_tree: cKDTree, known: Shifts) -> Shifts:
+    """`known` shifts from `base_um`, and those of windows beside them, and beside these …
+
+    Each is looked for where the local trend puts it, so that stretch, turn and the two sides of a
+    tear are followed from window to window.
     """
-    base = rough(xenium_um)
-    known = agreeing(find_shifts(xenium_um, base, he_tree, SEARCH_UM, FIRST_Z))
     for _ in range(_MAX_ROUNDS):
-        if not len(known):
+        fresh = look_beside(xenium_um, base_um, partial(trend_at, known), he_tree, known)
+        n_before, known = len(known), agreeing(known.joined(fresh))
+        if len(known) <= n_before:
             break
-        near = cKDTree(known.xenium_um).query(xenium_um)[0] < _NEXT_TO_UM
-        here = xenium_um[near]
-        found = find_shifts(here, base[near] + trend_at(known, here), he_tree, _NEXT_UM, NEXT_Z)
-        moved = found.shift_um + trend_at(known, found.xenium_um)
-        grown = agreeing(Shifts(found.xenium_um, moved, found.z))
-        n_before, known = len(known), grown
-        if len(grown) <= _GROWN * n_before:
-            break
+    # Once more, now that the trend around each window is known.
+    for _ in range(2):
+        if len(known):
+            near = cKDTree(known.xenium_um).query(xenium_um)[0] < _NEXT_TO_UM
+            trend = partial(trend_at, known)
+            known = agreeing(_look(xenium_um[near], base_um[near], trend, he_tree))
     return known
+
+
+def look_beside(
+    xenium_um: Points,
+    base_um: Points,
+    guess_shift_um: Callable[[Points], Points],
+    he_tree: cKDTree,
+    known: Shifts,
+) -> Shifts:
+    """New windows beside `known` ones, by a guess of the shift from `base_um` at any point."""
+    if not len(known):
+        return known
+    away = cKDTree(known.xenium_um).query(xenium_um)[0]
+    open_ends = xenium_um[(away > _SETTLED_UM) & (away < _NEXT_TO_UM)]
+    if not len(open_ends):
+        return known.take(np.zeros(len(known), bool))
+    near = (cKDTree(open_ends).query(xenium_um)[0] < _NEXT_TO_UM) & (away < _NEXT_TO_UM)
+    found = _look(xenium_um[near], base_um[near], guess_shift_um, he_tree)
+    return found.take(cKDTree(known.xenium_um).query(found.xenium_um)[0] > _SETTLED_UM / 2)
+
+
+def _look(
+    xenium_um: Points,
+    base_um: Points,
+    guess_shift_um: Callable[[Points], Points],
+    he_tree: cKDTree,
+) -> Shifts:
+    guess_um = base_um + guess_shift_um(xenium_um)
+    found = find_shifts(xenium_um, guess_um, he_tree, _NEXT_UM, NEXT_Z)
+    return Shifts(found.xenium_um, found.shift_um + guess_shift_um(found.xenium_um), found.z)
 
 
 def agreeing(shifts: Shifts) -> Shifts:

@@ -18,8 +18,16 @@ from pairing.registration.evidence import (
     weigh_evidence,
 )
 from pairing.registration.field import Field, solve_field
-from pairing.registration.growth import SEARCH_UM, fit_affine, grow, trend_at
-from pairing.registration.votes import FIRST_Z, find_shifts
+from pairing.registration.growth import (
+    SEARCH_UM,
+    agreeing,
+    first_shifts,
+    fit_affine,
+    grow,
+    look_beside,
+    trend_at,
+)
+from pairing.registration.votes import FIRST_Z, Shifts, find_shifts
 
 Mask = npt.NDArray[np.bool_]
 F64 = npt.NDArray[np.float64]
@@ -32,9 +40,12 @@ _SCALES = (0.93, 1.07, 0.86, 1.15, 0.8, 1.24, 0.75, 1.33)
 _N_CANDIDATES = 6
 # Candidates are compared by the windows of so many nuclei, in squares all over the section.
 _COMPARED_NUCLEI, _SQUARE_UM = 15_000, 600.0
-_MIN_WINDOWS = 8
+_MIN_WINDOWS, _MIN_MATCHES = 8, 12
+# Windows on one line hold no turn.
+_ACROSS_UM = 20.0
 _PLACE_UM, _NEAR_PLACE_UM = 5.0, 25.0
 # Rounds of matching: radius, and how many matches a block takes.
+_MAX_FIELDS, _GROWN = 12, 1.003
 _MATCHING = ((5.0, 250), (3.5, 250), (3.0, 700))
 # Nuclei are matched only where a window around them has found its place.
 _KNOWN_UM = 60.0
@@ -116,7 +127,7 @@ class Sides:
         for candidate in candidates:
             rough = candidate.he_um_from_xenium_um
             shifts = find_shifts(own, rough(own), self.he_tree, SEARCH_UM, FIRST_Z)
-            if len(shifts) < _MIN_WINDOWS:
+            if len(shifts) < _MIN_WINDOWS or _across_um(shifts.xenium_um) < _ACROSS_UM:
                 continue
             moved = rough(shifts.xenium_um) + shifts.shift_um
             affine, off_um = fit_affine(shifts.xenium_um, moved, _PLACE_UM)
@@ -127,31 +138,57 @@ class Sides:
 
     def fitted(self, rough: Affine) -> Fit | None:
         """The field around a rough place; None where hardly a window fits there."""
-        held = self.xenium_um[self.held_out]
-        shifts = grow(self.xenium_um[~self.held_out], rough, self.he_tree)
-        if len(shifts) < _MIN_WINDOWS:
+        own, held = self.xenium_um[~self.held_out], self.xenium_um[self.held_out]
+        shifts = self._shifts(own, rough)
+        if shifts is None:
             return None
         known = cKDTree(shifts.xenium_um)
-        seen, unseen = (
-            side[known.query(side)[0] < _KNOWN_UM]
-            for side in (self.xenium_um[~self.held_out], held)
-        )
-        shift_um = trend_at(shifts, seen)
+        seen, unseen = (side[known.query(side)[0] < _KNOWN_UM] for side in (own, held))
+        shift_um, field = trend_at(shifts, seen), None
         for radius_um, max_matches in _MATCHING:
             field = self._field(rough, seen, shift_um, radius_um, max_matches)
+            if field is None:
+                return None
             shift_um = field.at(seen)
-        check = self._field(rough, unseen, field.at(unseen), radius_um, max_matches)
+        assert field is not None
+        check = self._field(rough, unseen, field.at(unseen), *_MATCHING[-1])
+        if check is None:
+            return None
         evidence, local = weigh_evidence(
             held, rough(held) + field.at(held), self.he_tree, self.slide_um
         )
         return Fit(rough, field, check, evidence, local)
 
+    def _shifts(self, own: Points, rough: Affine) -> Shifts | None:
+        """Windows all over the section; None where hardly one fits.
+
+        Where the trend of windows leads no further, that of the nuclei in them may.
+        """
+        base = rough(own)
+        shifts = first_shifts(own, rough, self.he_tree)
+        for _ in range(_MAX_FIELDS):
+            shifts = grow(own, base, self.he_tree, shifts)
+            if len(shifts) < _MIN_WINDOWS or _across_um(shifts.xenium_um) < _ACROSS_UM:
+                return None
+            seen = own[cKDTree(shifts.xenium_um).query(own)[0] < _KNOWN_UM]
+            field = self._field(rough, seen, trend_at(shifts, seen), *_MATCHING[0])
+            if field is None:
+                return None
+            fresh = look_beside(own, base, field.at, self.he_tree, shifts)
+            joined = agreeing(shifts.joined(fresh))
+            if len(joined) <= _GROWN * len(shifts):
+                return shifts
+            shifts = joined
+        return shifts
+
     def _field(
         self, rough: Affine, points_um: Points, shift_um: Points, radius_um: float, most: int
-    ) -> Field:
-        """The field through the matches of points that are expected at a shift."""
+    ) -> Field | None:
+        """The field through the matches of points that are expected at a shift; None of too few."""
         guess = rough(points_um) + shift_um
         i, j = mutual_matches(guess, self.he_tree, radius_um)
+        if len(i) < _MIN_MATCHES:
+            return None
         off = self.he_um[j] - guess[i]
         # Crowded and pale places are found less exactly.
         n_near = [*range(1, min(_N_NOISE, len(i)) + 1)]
@@ -159,6 +196,11 @@ class Sides:
         noise_um = 1.4826 * np.median(np.abs(off[near]), axis=(1, 2))
         noise_um = np.clip(noise_um, *_NOISE_UM)
         return solve_field(points_um[i], shift_um[i] + off, self.xenium_um, noise_um, most)
+
+
+def _across_um(points_um: Points) -> float:
+    """Standard deviation of points across the line that they lie along."""
+    return float(np.sqrt(max(np.linalg.eigvalsh(np.cov(points_um.T))[0], 0.0)))
 
 
 def _some_squares(points_um: Points) -> Points:

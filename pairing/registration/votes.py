@@ -38,8 +38,15 @@ class Shifts:
     def __len__(self) -> int:
         return len(self.z)
 
-    def take(self, rows: npt.NDArray[np.integer] | Mask) -> Shifts:
+    def take(self, rows: Mask) -> Shifts:
         return Shifts(self.xenium_um[rows], self.shift_um[rows], self.z[rows])
+
+    def joined(self, other: Shifts) -> Shifts:
+        return Shifts(
+            np.concatenate([self.xenium_um, other.xenium_um]),
+            np.concatenate([self.shift_um, other.shift_um]),
+            np.concatenate([self.z, other.z]),
+        )
 
 
 def find_shifts(
