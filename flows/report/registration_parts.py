@@ -152,6 +152,12 @@ def registration_parts(
     )
 
 
+def stretch_of(affine: Affine) -> float:
+    """By how much one axis is scaled more than the other; 0 for a similarity."""
+    larger, smaller = np.linalg.svd(affine.array[:2, :2], compute_uv=False)
+    return float(larger / smaller - 1)
+
+
 def keypoint_chart(registration: Registration) -> dict[str, str]:
     """The residuals of keypoints, where they were given."""
     if registration.keypoints is None:
@@ -169,7 +175,6 @@ def transform_figures(
     flip = -1.0 if np.linalg.det(m) < 0 else 1.0
     # The nearest similarity, as `Affine.similarity` puts it: mirror x, then turn.
     turn = np.arctan2(flip * m[1, 0] - m[0, 1], flip * m[0, 0] + m[1, 1])
-    larger, smaller = np.linalg.svd(m, compute_uv=False)
     field_um = None
     if he_px_from_xenium_um.shift is not None and len(at_px):
         added_um = np.linalg.norm(at_px - affine(at_um), axis=1) * mpp
@@ -178,7 +183,7 @@ def transform_figures(
         mirrored=flip < 0,
         turn_deg=float(np.rad2deg(turn)),
         px_per_um=float(np.sqrt(affine.area_scale)),
-        stretch=float(larger / smaller - 1),
+        stretch=stretch_of(affine),
         field_um=field_um,
     )
 

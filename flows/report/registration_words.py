@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pairing.registration.gates import MPP_DOUBTFUL, SHARE_DOUBTFUL
+from flows.report.registration_parts import stretch_of
+from pairing.geometry import Affine
+from pairing.registration.gates import MPP_DOUBTFUL, MPP_FAIL, SHARE_DOUBTFUL
 from pairing.registration.place import CLEAR_EVIDENCE, SURE_UM
 from pairing.registration.record import Registration
 
@@ -41,6 +43,14 @@ def _on_the_pixel_size(registration: Registration) -> Iterator[str]:
     implied_mpp, stated_mpp = registration.implied_mpp, registration.slide_mpp
     if implied_mpp is None or abs(implied_mpp / stated_mpp - 1) <= MPP_DOUBTFUL:
         return
+    assert registration.he_px_from_xenium_um is not None
+    stretch = stretch_of(Affine.of(registration.he_px_from_xenium_um))
+    if stretch > MPP_FAIL:
+        yield (
+            f"One axis came out {stretch:.0%} larger than the other. A wrong pixel size does not "
+            "do that, but a fold or a tear of a small section does: look at the map of errors "
+            "before you set another pixel size."
+        )
     if registration.method == "auto":
         yield (
             f"The slide states a pixel size of {stated_mpp:.4f} µm, the nuclei say "

@@ -310,6 +310,11 @@ def test_a_wrong_pixel_size_is_told_with_the_one_to_set(hostile: Path) -> None:
     matrix = Registration.model_validate({**record, **off})
     assert "if the slide states it wrong, set mpp = 0.3125" in next_steps(matrix)[0]
     assert any('alignment = "auto"' in step for step in next_steps(matrix))
+    folded = auto.model_copy(
+        update={"he_px_from_xenium_um": ((3.6, 0.0, 0.0), (0.0, 3.0, 0.0), (0.0, 0.0, 1.0))}
+    )
+    assert next_steps(folded)[0].startswith("One axis came out 20% larger than the other.")
+    assert next_steps(folded)[1] == next_steps(auto)[0]
 
 
 def test_the_files_are_read_by_numpy_alone_as_the_docs_say(
