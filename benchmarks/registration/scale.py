@@ -93,8 +93,8 @@ def run(out: Path, limits: Limits) -> None:
         found = alone(_measured, out, area)
         rows.append(found)
         print(
-            f"| {area:g} | {found['n']:,} | {found['gpx']:.2f} | {found['s']:.0f} | {found['cpu_s']:.0f} "
-            f"| {found['gib']:.2f} | {found['median']:.2f} | {found['p95']:.2f} "
+            f"| {area:g} | {found['n']:,} | {found['gpx']:.2f} | {found['s']:.0f} "
+            f"| {found['cpu_s']:.0f} | {found['gib']:.2f} | {found['median']:.2f} | {found['p95']:.2f} "
             f"| {found['verdict']} |",
             flush=True,
         )
