@@ -113,20 +113,26 @@ class Sides:
 
         None where nowhere on the slide a few windows fit.
         """
-        fit = self._found_at(1.0)
+        fit = self._best_of(1.0)
         if fit is not None and fit.is_clear:
             return fit
-        fits = [f for f in (fit, *map(self._found_at, _SCALES)) if f is not None]
+        fits = [f for f in (fit, self._best_of(*_SCALES)) if f is not None]
         return max(fits, key=lambda f: f.evidence.evidence, default=None)
 
-    def _found_at(self, scale: float) -> Fit | None:
+    def _best_of(self, *scales: float) -> Fit | None:
+        """The fit at the candidate that most windows agree with."""
         own = self.xenium_um[~self.held_out]
-        candidates = find_candidates(own, self.he_um, self.slide_um, scale, _N_CANDIDATES)
-        own = _some_squares(own)
+        candidates = [
+            candidate
+            for scale in scales
+            for candidate in find_candidates(own, self.he_um, self.slide_um, scale, _N_CANDIDATES)
+        ]
+        candidates.sort(key=lambda candidate: -candidate.correlation)
+        some = _some_squares(own)
         best_n, best = 0, None
-        for candidate in candidates:
+        for candidate in candidates[:_N_CANDIDATES]:
             rough = candidate.he_um_from_xenium_um
-            shifts = find_shifts(own, rough(own), self.he_tree, SEARCH_UM, FIRST_Z)
+            shifts = find_shifts(some, rough(some), self.he_tree, SEARCH_UM, FIRST_Z)
             if len(shifts) < _MIN_WINDOWS or _across_um(shifts.xenium_um) < _ACROSS_UM:
                 continue
             moved = rough(shifts.xenium_um) + shifts.shift_um
