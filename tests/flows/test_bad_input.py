@@ -448,4 +448,4 @@ def test_what_is_only_a_little_off_goes_through(
         ruined.slide(lambda image: image, mpp=off * HE_MPP)(two / name)
     assert curate(two, he_run("a", "D1", "a"), he_run("b", "D2", "b")) == 0
     assert "a registration doubtful" not in caplog.text
-    assert "b registration doubtful: the alignment implies 0.2738" in caplog.text
+    assert re.search(r"b registration doubtful: the alignment implies 0\.27[34]", caplog.text)

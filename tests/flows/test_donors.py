@@ -134,6 +134,7 @@ def test_every_cell_is_in_one_shard_of_its_donor_or_counted(curated: Path, simul
     assert dataset.totals.dropped == {
         "no_donor": want.count(None),
         "outside_slide": 0,
+        "registration_error": 0,
         "low_counts": n_low,
         "flag_damaged_tile": 0,
     }

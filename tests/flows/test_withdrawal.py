@@ -123,6 +123,8 @@ def test_no_artifact_holds_a_cell_of_theirs_or_names_them(
     folders = artifacts_of(work / "out")
     cells = pd.read_parquet(folders["cells"] / "cells.parquet")
     assert set(cells["cell_id"]) == set(truth.index) - theirs
+    registered = pd.read_parquet(folders["registration"] / "cells.parquet")
+    assert set(registered["cell_id"]) == set(cells["cell_id"])
     patches = pd.read_parquet(folders["patches"] / "index.parquet")
     assert patches["row"].max() < len(cells)
     assert len(patches) <= len(cells)
@@ -176,7 +178,7 @@ def test_other_stages_and_other_withdrawals_move_nothing(
     assert curate(work, microarray, "somebody of another run", model="compact") == 0
     assert set(stages().values()) == {1}
     assert curate(work, microarray, "D2", model="compact") == 0
-    assert stages() == {"registration": 1, "nuclei": 1, "cells": 2, "patches": 2, "shards": 2}
+    assert stages() == {"registration": 2, "nuclei": 1, "cells": 2, "patches": 2, "shards": 2}
 
 
 @pytest.mark.parametrize("kind", ["geojson", "csv"])
