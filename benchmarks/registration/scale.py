@@ -94,8 +94,8 @@ def run(out: Path, limits: Limits) -> None:
         rows.append(found)
         print(
             f"| {area:g} | {found['n']:,} | {found['gpx']:.2f} | {found['s']:.0f} "
-            f"| {found['cpu_s']:.0f} | {found['gib']:.2f} | {found['median']:.2f} | {found['p95']:.2f} "
-            f"| {found['verdict']} |",
+            f"| {found['cpu_s']:.0f} | {found['gib']:.2f} | {found['median']:.2f} "
+            f"| {found['p95']:.2f} | {found['verdict']} |",
             flush=True,
         )
     last, first = rows[-1], rows[0]
