@@ -32,8 +32,13 @@ def run(out: Path, seeds: Sequence[int], limits: Limits) -> None:
     sections = right[:N_SECTIONS]
     drawn = [seed for seed in seeds if seed not in series.NO_NEXT_SECTION][:N_SECTIONS]
     serial = [series.small(out, seed, serial=True).pair() for seed in drawn]
-    limits.head("the verdict on wrong pairs")
-    none_passes(limits, "other sections", map(aligned, crossed(sections)))
+    limits.head("the verdict")
+    rights(limits, [aligned(pair) for pair in right])
+    little = [aligned(remaining(out, pair)) for pair in sections]
+    none_passes(limits, "5 % of the tissue left", little)
+    failed = [named(a) for a in little if a.verdict == "fail"]
+    limits.none("5 % of the tissue left: failed instead of doubtful", failed, len(little))
+    none_passes(limits, "a blank slide", [aligned(blank(out, sections[0]))])
     none_passes(limits, "serial sections", map(aligned, serial))
     for name, basin in wrong_basins().items():
         starts = [basin(pair) @ best_affine(pair) for pair in sections]
@@ -42,12 +47,7 @@ def run(out: Path, seeds: Sequence[int], limits: Limits) -> None:
     for block_um in BLOCKS_UM:
         some = (shuffled(out, pair, block_um) for pair in sections)
         none_passes(limits, f"shuffled blocks of {block_um:g} µm", map(aligned, some))
-    none_passes(limits, "a blank slide", [aligned(blank(out, sections[0]))])
-    little = [aligned(remaining(out, pair)) for pair in sections]
-    none_passes(limits, "5 % of the tissue left", little)
-    failed = [named(a) for a in little if a.verdict == "fail"]
-    limits.none("5 % of the tissue left: failed instead of doubtful", failed, len(little))
-    rights(limits, [aligned(pair) for pair in right])
+    none_passes(limits, "other sections", map(aligned, crossed(sections)))
 
 
 def none_passes(limits: Limits, what: str, found: Iterator[Aligned] | Sequence[Aligned]) -> None:
