@@ -190,16 +190,23 @@ class RunStages:
         accepted: tuple[str, ...] = self.config.registration.accept
         if not automatic:
             accepted = (*accepted, "not_assessable")
-        if registration.verdict not in accepted or registration.he_px_from_xenium_um is None:
-            remedy = "check the alignment file and the slide, or accept the verdict knowingly "
+        found_none = registration.he_px_from_xenium_um is None
+        if found_none or registration.verdict not in accepted:
+            remedy = "check the alignment file and the slide"
             if automatic:
-                remedy = "give the alignment that Xenium Explorer exports for this slide, or look "
-                "at it by `cellpair register`, or accept the verdict knowingly "
+                remedy = (
+                    "look at it by `cellpair register`, check that slide and run are of one "
+                    "section, or give the alignment that Xenium Explorer exports"
+                )
             raise BadInput(
                 f"run {self.run.id}, alignment" if automatic else self.run.alignment,
-                expected=f"an alignment whose verdict is one of {', '.join(accepted)}",
+                expected="a place of the cells on the slide"
+                if found_none
+                else f"an alignment whose verdict is one of {', '.join(accepted)}",
                 found=f"{registration.verdict}: {'; '.join(registration.reasons)}",
-                remedy=f"{remedy}by registration.accept",
+                remedy=remedy
+                if found_none
+                else f"{remedy}; or accept the verdict knowingly by registration.accept",
             )
 
     def _check_annotations(self) -> None:
