@@ -10,7 +10,9 @@ import numpy.typing as npt
 from scipy.spatial import cKDTree
 
 from pairing.geometry import Affine, Points
-from pairing.registration.votes import FIRST_Z, NEXT_Z, Shifts, find_shifts
+from pairing.registration.votes import FIRST_Z, NEXT_Z, NONE, Shifts, find_shifts
+
+Mask = npt.NDArray[np.bool_]
 
 # As far as a rough place may be off: bins of the coarse maps, turn, and stretch.
 SEARCH_UM = 60.0
@@ -67,6 +69,16 @@ def grow(xenium_um: Points, base_um: Points, he_tree: cKDTree, known: Shifts) ->
     return known
 
 
+def open_ends(xenium_um: Points, known: Shifts) -> Mask:
+    """(n,) which nuclei are near known windows, and as near to some that are in none."""
+    away = cKDTree(known.xenium_um).query(xenium_um)[0]
+    beside = xenium_um[(away > _SETTLED_UM) & (away < _NEXT_TO_UM)]
+    if not len(beside):
+        return np.zeros(len(xenium_um), bool)
+    near = cKDTree(beside).query(xenium_um)[0] < _NEXT_TO_UM
+    return np.asarray(near & (away < _NEXT_TO_UM))
+
+
 def look_beside(
     xenium_um: Points,
     base_um: Points,
@@ -77,12 +89,8 @@ def look_beside(
     """New windows beside `known` ones, by a guess of the shift from `base_um` at any point."""
     if not len(known):
         return known
-    away = cKDTree(known.xenium_um).query(xenium_um)[0]
-    open_ends = xenium_um[(away > _SETTLED_UM) & (away < _NEXT_TO_UM)]
-    if not len(open_ends):
-        return known.take(np.zeros(len(known), bool))
-    near = (cKDTree(open_ends).query(xenium_um)[0] < _NEXT_TO_UM) & (away < _NEXT_TO_UM)
-    found = _look(xenium_um[near], base_um[near], guess_shift_um, he_tree)
+    here = open_ends(xenium_um, known)
+    found = _look(xenium_um[here], base_um[here], guess_shift_um, he_tree)
     return found.take(cKDTree(known.xenium_um).query(found.xenium_um)[0] > _SETTLED_UM / 2)
 
 
@@ -92,6 +100,8 @@ def _look(
     guess_shift_um: Callable[[Points], Points],
     he_tree: cKDTree,
 ) -> Shifts:
+    if not len(xenium_um):
+        return NONE
     guess_um = base_um + guess_shift_um(xenium_um)
     found = find_shifts(xenium_um, guess_um, he_tree, _NEXT_UM, NEXT_Z)
     return Shifts(found.xenium_um, found.shift_um + guess_shift_um(found.xenium_um), found.z)

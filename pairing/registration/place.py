@@ -25,6 +25,7 @@ from pairing.registration.growth import (
     fit_affine,
     grow,
     look_beside,
+    open_ends,
     trend_at,
 )
 from pairing.registration.votes import FIRST_Z, Shifts, find_shifts
@@ -152,12 +153,16 @@ class Sides:
         seen, unseen = (side[known.query(side)[0] < _KNOWN_UM] for side in (own, held))
         shift_um, field = trend_at(shifts, seen), None
         for radius_um, max_matches in _MATCHING:
-            field = self._field(rough, seen, shift_um, radius_um, max_matches)
+            field = self._field(
+                rough, seen, shift_um, radius_um, max_matches, within_um=self.xenium_um
+            )
             if field is None:
                 return None
             shift_um = field.at(seen)
         assert field is not None
-        check = self._field(rough, unseen, field.at(unseen), *_MATCHING[-1])
+        check = self._field(
+            rough, unseen, field.at(unseen), *_MATCHING[-1], within_um=self.xenium_um
+        )
         if check is None:
             return None
         evidence, local = weigh_evidence(
@@ -171,24 +176,33 @@ class Sides:
         Where the trend of windows leads no further, that of the nuclei in them may.
         """
         base = rough(own)
-        shifts = first_shifts(own, rough, self.he_tree)
+        shifts, n_before = first_shifts(own, rough, self.he_tree), 0
         for _ in range(_MAX_FIELDS):
             shifts = grow(own, base, self.he_tree, shifts)
             if len(shifts) < _MIN_WINDOWS or _across_um(shifts.xenium_um) < _ACROSS_UM:
                 return None
+            here = own[open_ends(own, shifts)]
+            if not len(here) or len(shifts) <= _GROWN * n_before:
+                break
             seen = own[cKDTree(shifts.xenium_um).query(own)[0] < _KNOWN_UM]
-            field = self._field(rough, seen, trend_at(shifts, seen), *_MATCHING[0])
+            trend = trend_at(shifts, seen)
+            field = self._field(rough, seen, trend, *_MATCHING[0], within_um=here)
             if field is None:
                 return None
+            n_before = len(shifts)
             fresh = look_beside(own, base, field.at, self.he_tree, shifts)
-            joined = agreeing(shifts.joined(fresh))
-            if len(joined) <= _GROWN * len(shifts):
-                return shifts
-            shifts = joined
+            shifts = agreeing(shifts.joined(fresh))
         return shifts
 
     def _field(
-        self, rough: Affine, points_um: Points, shift_um: Points, radius_um: float, most: int
+        self,
+        rough: Affine,
+        points_um: Points,
+        shift_um: Points,
+        radius_um: float,
+        most: int,
+        *,
+        within_um: Points,
     ) -> Field | None:
         """The field through the matches of points that are expected at a shift; None of too few."""
         guess = rough(points_um) + shift_um
@@ -201,7 +215,7 @@ class Sides:
         _, near = cKDTree(points_um[i]).query(points_um[i], k=n_near)
         noise_um = 1.4826 * np.median(np.abs(off[near]), axis=(1, 2))
         noise_um = np.clip(noise_um, *_NOISE_UM)
-        return solve_field(points_um[i], shift_um[i] + off, self.xenium_um, noise_um, most)
+        return solve_field(points_um[i], shift_um[i] + off, within_um, noise_um, most)
 
 
 def _across_um(points_um: Points) -> float:

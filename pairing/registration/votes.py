@@ -49,6 +49,9 @@ class Shifts:
         )
 
 
+NONE = Shifts(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0))
+
+
 def find_shifts(
     xenium_um: Points, guess_um: Points, he_tree: cKDTree, radius_um: float, min_z: float
 ) -> Shifts:
@@ -65,7 +68,7 @@ def find_shifts(
         for first, near in _blocks(tile)
     ]
     if not found:
-        return Shifts(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0))
+        return NONE
     return Shifts(*(np.concatenate(side) for side in zip(*found, strict=True)))
 
 
