@@ -16,6 +16,7 @@ from flows.stages import RunStages
 from pairing.cells import CellsConfig, Withdrawal, write_cells
 from pairing.pack import Filters, PackConfig, write_shard_set
 from pairing.patches import open_run_morphology, write_patches
+from pairing.registration.he_nuclei import find_he_nuclei
 from pairing.slide import open_slide
 from pairing.xenium import open_xenium
 from segmentation.config import NUCLEI_FILE, SegmentationConfig, weights_digest
@@ -23,11 +24,12 @@ from segmentation.outlines import nuclei_table
 from segmentation.segment import collect, write_nuclei
 from shards.artifact import RECORD_FILE, read_artifact
 from shards.content import ContentHashes
-from shards.schema import PatchSpec
+from shards.schema import PatchSpec, digest
 from tests.golden import inputs
 from tests.golden import nuclei as nuclei_inputs
-from tests.golden.content import digest_of, digests_of
+from tests.golden.content import canonical, digest_of, digests_of
 from tests.golden.records import Golden, NetworkOutcome
+from tests.pairing.nuclei_pairs import point_pair
 
 Output = dict[str, str]
 
@@ -147,6 +149,18 @@ def _registration(folder: Path) -> dict[str, Output]:
         assert record is not None
         files = {k: v for k, v in digests_of(artifact).items() if k != RECORD_FILE}
         made[case] = {**files, "figures": digest_of(record.summary)}
+    blobs = find_he_nuclei(partial(open_slide, slide))
+    pair = point_pair(5, largest_um=15.0, mirror=True)
+    fit = pair.sides.found()
+    assert fit is not None
+    some_um = pair.xenium_um[::10]
+    made["found"] = {
+        # Filters add up in float32; a tenth of a pixel is far above their noise.
+        "nuclei of the slide": digest(canonical(blobs.px.tolist(), 0.1)),
+        "places": digest(canonical(fit(some_um).tolist(), 1e-3)),
+        "errors": digest(canonical(fit.error_um(some_um).tolist(), 1e-3)),
+        "evidence": digest(canonical(fit.evidence.model_dump(), 1e-3)),
+    }
     return made
 
 
