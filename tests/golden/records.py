@@ -5,6 +5,7 @@ One file a stage, `records/<stage>.json`.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,13 @@ class NetworkOutcome(Record):
     weights_sha256: str
     n_nuclei: int
     area_um2: float
+
+
+class RefinedOutcome(Record):
+    """Where the refinement of a given alignment puts some cells of the fixed run, in px."""
+
+    verdict: str
+    places_px: tuple[tuple[float, float], ...]
 
 
 def path_of(name: str) -> Path:
@@ -97,6 +105,19 @@ def network_faults(was: NetworkOutcome, now: NetworkOutcome) -> list[str]:
         )
         if abs(after - before) > 0.01 * before
     ]
+
+
+def refined_faults(was: RefinedOutcome, now: RefinedOutcome) -> list[str]:
+    """As `faults`, of the refinement: its own places agree to a fifth of a pixel, 0.05 µm."""
+    remedy = f"raise {VERSIONS['registration']}, and write the record anew with `{WRITE}`"
+    if was.verdict != now.verdict:
+        return [
+            f"the verdict of the refinement changed from {was.verdict} to {now.verdict}: {remedy}"
+        ]
+    moved_px = max(math.dist(a, b) for a, b in zip(was.places_px, now.places_px, strict=True))
+    if moved_px <= 0.2:
+        return []
+    return [f"the refinement puts a cell {moved_px:.2f} px from where it did: {remedy}"]
 
 
 def _changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:

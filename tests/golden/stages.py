@@ -17,6 +17,7 @@ from pairing.cells import CellsConfig, Withdrawal, write_cells
 from pairing.pack import Filters, PackConfig, write_shard_set
 from pairing.patches import open_run_morphology, write_patches
 from pairing.registration.he_nuclei import find_he_nuclei
+from pairing.registration.stage import register_run
 from pairing.slide import open_slide
 from pairing.xenium import open_xenium
 from segmentation.config import NUCLEI_FILE, SegmentationConfig, weights_digest
@@ -28,7 +29,7 @@ from shards.schema import PatchSpec, digest
 from tests.golden import inputs
 from tests.golden import nuclei as nuclei_inputs
 from tests.golden.content import canonical, digest_of, digests_of
-from tests.golden.records import Golden, NetworkOutcome
+from tests.golden.records import Golden, NetworkOutcome, RefinedOutcome
 from tests.pairing.nuclei_pairs import point_pair
 
 Output = dict[str, str]
@@ -264,6 +265,18 @@ _MADE: dict[Stage, Callable[[Path], dict[str, Output]]] = {
     "patches": _patches,
     "shards": _shards,
 }
+
+
+def refined_outcome(folder: Path) -> RefinedOutcome:
+    """What the nuclei make of the given matrix."""
+    bundle = inputs.write_bundle(folder / "refined")
+    slide = inputs.write_slide(folder / "refined.ome.tif")
+    alignment = folder / "refined.csv"
+    alignment.write_text(inputs.MATRIX)
+    with open_xenium(bundle) as run:
+        found = register_run(run, partial(open_slide, slide), alignment, refine=True)
+    places_px = found.cells[["x_px", "y_px"]].to_numpy()[::20].round(3).tolist()
+    return RefinedOutcome(verdict=found.registration.verdict, places_px=places_px)
 
 
 def network_outcome(folder: Path) -> NetworkOutcome:

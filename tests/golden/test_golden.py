@@ -17,6 +17,8 @@ the libraries of requirements.lock:
 - What comes after a network, exactly, outlines and positions to 1e-6: weights made by hand let
   flows that are drawn in the colours of a slide through to the output. Only the score, which is a
   float32 of the network, is rounded to 1e-3.
+- To 0.05 µm: where the refinement of a given alignment, whose solutions are the processor's, puts
+  cells.
 - To 1 %: what the network that ships finds on a drawn picture. Its sums are the processor's.
 - Not at all: hashes of Parquet files and weights, and metadata of Parquet. Libraries write them.
 """
@@ -37,12 +39,14 @@ from tests.golden.records import (
     VERSIONS,
     Golden,
     NetworkOutcome,
+    RefinedOutcome,
     faults,
     network_faults,
     path_of,
     read_golden,
+    refined_faults,
 )
-from tests.golden.stages import golden_of, network_outcome
+from tests.golden.stages import golden_of, network_outcome, refined_outcome
 from tests.golden.write import write_records
 
 
@@ -55,6 +59,12 @@ def test_a_stage_does_what_its_version_says(stage: Stage, tmp_path: Path) -> Non
 def test_the_compact_network_finds_what_it_found(tmp_path: Path) -> None:
     was = read_record(path_of("network"), NetworkOutcome)
     found = network_faults(was, network_outcome(tmp_path))
+    assert not found, "\n".join(found)
+
+
+def test_the_refinement_puts_cells_where_it_did(tmp_path: Path) -> None:
+    was = read_record(path_of("refined"), RefinedOutcome)
+    found = refined_faults(was, refined_outcome(tmp_path))
     assert not found, "\n".join(found)
 
 
@@ -131,6 +141,16 @@ def test_the_network_may_differ_by_a_hundredth_or_with_its_weights() -> None:
     assert other.startswith("the compact weights changed")
 
 
+def test_a_refinement_may_differ_by_a_fifth_of_a_pixel() -> None:
+    was = RefinedOutcome(verdict="pass", places_px=((1.0, 2.0), (3.0, 4.0)))
+    assert refined_faults(was, was.model_copy(update={"places_px": ((1.1, 2.1), (3.0, 4.0))})) == []
+    (moved,) = refined_faults(was, was.model_copy(update={"places_px": ((1, 2.0), (3.0, 4.5))}))
+    assert "0.50 px" in moved
+    assert "REGISTRATION_VERSION" in moved
+    (verdict,) = refined_faults(was, was.model_copy(update={"verdict": "doubtful"}))
+    assert "from pass to doubtful" in verdict
+
+
 def test_rounding_keeps_what_a_processor_may_change_and_sees_what_a_person_does() -> None:
     values = np.array([0.0, 12.25, 1 / 3, -768.6, np.nan])
     noise = np.array([1e-15, -1e-14, 1e-16, 1e-12, 0])
@@ -157,21 +177,22 @@ def test_records_are_not_written_over_without_a_version(
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     found = {stage: golden for stage in VERSIONS if (golden := read_golden(stage)) is not None}
     outcome = read_record(path_of("network"), NetworkOutcome)
+    refined = read_record(path_of("refined"), RefinedOutcome)
     nearly = outcome.model_copy(update={"area_um2": outcome.area_um2 + 1})
-    assert write_records(found, nearly) == []
+    assert write_records(found, nearly, refined) == []
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
     shards = found["shards"]
     other = shards.model_copy(update={"output": {**shards.output, "donors: figures": "other"}})
-    (refused,) = write_records({**found, "shards": other}, outcome)
+    (refused,) = write_records({**found, "shards": other}, outcome, refined)
     assert "raise STAGE_VERSION in pairing/pack.py" in refused
     fewer = outcome.model_copy(update={"n_nuclei": outcome.n_nuclei // 2})
-    assert len(write_records(found, fewer)) == 1
+    assert len(write_records(found, fewer, refined)) == 1
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
     raised = changed(other, stage_version=other.version + 1)
-    assert write_records({**found, "shards": raised}, outcome) == []
+    assert write_records({**found, "shards": raised}, outcome, refined) == []
     assert read_golden("shards") == raised
     raised = changed(found["nuclei"], stage_version=found["nuclei"].version + 1)
-    assert write_records({"nuclei": raised}, fewer) == []
+    assert write_records({"nuclei": raised}, fewer, refined) == []
     assert read_record(path_of("network"), NetworkOutcome) == fewer

@@ -16,15 +16,19 @@ from tests.golden.records import (
     VERSIONS,
     Golden,
     NetworkOutcome,
+    RefinedOutcome,
     faults,
     network_faults,
     path_of,
     read_golden,
+    refined_faults,
 )
-from tests.golden.stages import golden_of, network_outcome
+from tests.golden.stages import golden_of, network_outcome, refined_outcome
 
 
-def write_records(found: dict[Stage, Golden], outcome: NetworkOutcome) -> list[str]:
+def write_records(
+    found: dict[Stage, Golden], outcome: NetworkOutcome, refined: RefinedOutcome
+) -> list[str]:
     """Write what was found in place of the records; or nothing, and the reasons why not."""
     refused: list[str] = []
     same_version: set[str] = set()
@@ -39,10 +43,16 @@ def write_records(found: dict[Stage, Golden], outcome: NetworkOutcome) -> list[s
         if old.weights_sha256 == outcome.weights_sha256:
             refused += network_faults(old, outcome)
             outcome = old  # what differs still is of this processor
+    places = path_of("refined")
+    if places.is_file() and "registration" in same_version:
+        was_refined = read_record(places, RefinedOutcome)
+        refused += refined_faults(was_refined, refined)
+        refined = was_refined
     if not refused:
         for stage, now in found.items():
             path_of(stage).write_text(now.model_dump_json(indent=1) + "\n", encoding="utf-8")
         network.write_text(outcome.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        places.write_text(refined.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return refused
 
 
@@ -50,8 +60,8 @@ def main() -> int:
     """Run every stage and write its record; returns 1 where a version was not raised."""
     with tempfile.TemporaryDirectory() as folder:
         found: dict[Stage, Golden] = {s: golden_of(s, Path(folder) / s) for s in VERSIONS}
-        outcome = network_outcome(Path(folder))
-    refused = write_records(found, outcome)
+        outcome, refined = network_outcome(Path(folder)), refined_outcome(Path(folder))
+    refused = write_records(found, outcome, refined)
     print(*refused, sep="\n", file=sys.stderr)
     return 1 if refused else 0
 
