@@ -141,7 +141,7 @@ def _make(out: Path, area_cm2: float) -> None:
     """The square, once, and the slide of this size, once."""
     if not (out / _NUCLEI).exists():
         section, x_um, y_um = _section()
-        np.save(out / _SQUARE, _painted(section, x_um, y_um))
+        np.save(out / _SQUARE, _painted(section, x_um, y_um), allow_pickle=False)
         nuclei = section.nuclei
         at = nuclei.centres_um - (x_um, y_um)
         own = nuclei.in_he & ((at >= 0) & (at < PERIOD_UM)).all(axis=1)

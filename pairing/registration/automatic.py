@@ -35,22 +35,19 @@ class Alignment:
 
     The transform is None where it found none and none was given; a given one that could not be
     assessed, or that is wrong, comes back as it is. `implied_mpp` is µm of Xenium per level-0 pixel
-    of the slide by its affine. `fit` is None where nothing was assessed.
+    of the slide: around the cells that are sure where there is a fit, since folds and tears change
+    the whole, else by the affine. `fit` is None where nothing was assessed.
     """
 
     he_px_from_xenium_um: Warp | None
     verdict: Verdict
     reasons: tuple[str, ...]
+    implied_mpp: float | None
     fit: Fit | None
 
     @property
     def evidence(self) -> Evidence | None:
         return None if self.fit is None else self.fit.evidence
-
-    @property
-    def implied_mpp(self) -> float | None:
-        warp = self.he_px_from_xenium_um
-        return None if warp is None else float(1 / np.sqrt(warp.affine.area_scale))
 
     def error_um(self, points_um: Points) -> F64:
         """(n,) estimated error of points in the Xenium frame; NaN where nothing was assessed."""
@@ -71,15 +68,16 @@ def align(
     with open_slide() as slide:
         slide.require_rgb()
         mpp, size_px = slide.mpp, slide.size_px
-    as_given = None if given is None else Warp(given)
+    as_given, mpp_as_given = None, None
+    if given is not None:
+        as_given, mpp_as_given = Warp(given), float(1 / np.sqrt(given.area_scale))
     if len(nuclei_um) < MIN_NUCLEI:
-        return Alignment(
-            as_given, "not_assessable", (_too_few(len(nuclei_um), "in the run"),), None
-        )
+        few = _too_few(len(nuclei_um), "in the run")
+        return Alignment(as_given, "not_assessable", (few,), mpp_as_given, None)
     he_px = find_he_nuclei(open_slide).px
     if len(he_px) < MIN_NUCLEI:
         few = _too_few(len(he_px), "found on the slide")
-        return Alignment(as_given, "not_assessable", (few,), None)
+        return Alignment(as_given, "not_assessable", (few,), mpp_as_given, None)
 
     he_um_from_he_px = Affine.scale(mpp)
     slide_um = (size_px[0] * mpp, size_px[1] * mpp)
@@ -98,13 +96,16 @@ def align(
                     f"the given alignment puts the cells {np.median(off_um):.0f} µm (median) from "
                     'where their nuclei lie on the slide: give the right one, or alignment = "auto"'
                 )
-                return Alignment(as_given, "fail", (reason,), None)
+                return Alignment(as_given, "fail", (reason,), mpp_as_given, None)
     if fit is None:
         reason = "nowhere on the slide do nuclei lie as those of the run do"
-        return Alignment(as_given, "fail", (reason,), None)
-    verdict, reasons = _verdict(fit.evidence, fit.error_um(nuclei_um))
+        return Alignment(as_given, "fail", (reason,), mpp_as_given, None)
+    error_um = fit.error_um(nuclei_um)
+    verdict, reasons = _verdict(fit.evidence, error_um)
     warp = _warp(fit, nuclei_um, he_um_from_he_px.inverse)
-    return Alignment(warp, verdict, reasons, fit)
+    sure = error_um <= SURE_UM
+    implied_mpp = mpp / _local_scale(fit, nuclei_um[sure] if sure.any() else nuclei_um)
+    return Alignment(warp, verdict, reasons, implied_mpp, fit)
 
 
 def _too_few(n: int, where: str) -> str:
@@ -121,6 +122,16 @@ def _warp(fit: Fit, nuclei_um: Points, he_px_from_he_um: Affine) -> Warp:
     shift_px = shift_um @ he_px_from_he_um.array[:2, :2].T
     shift_px = shift_px.reshape(n_rows, n_columns, 2)
     return Warp(he_px_from_he_um @ affine, fit.field.origin_um, STEP_UM, shift_px)
+
+
+def _local_scale(fit: Fit, points_um: Points) -> float:
+    """µm of the slide per µm of Xenium: the median of the places around points."""
+    across, down = (
+        (fit(points_um + aside) - fit(points_um - aside)) / STEP_UM
+        for aside in (np.array([STEP_UM / 2, 0.0]), np.array([0.0, STEP_UM / 2]))
+    )
+    area = across[:, 0] * down[:, 1] - across[:, 1] * down[:, 0]
+    return float(np.sqrt(np.median(np.abs(area))))
 
 
 def _verdict(evidence: Evidence, error_um: F64) -> tuple[Verdict, tuple[str, ...]]:

@@ -89,9 +89,12 @@ def register_run(
     seen = on_slide(points_px, size_px)
     share = float(seen.mean()) if len(seen) else 0.0
     implied_mpp = None
-    findings: list[Finding] = []
-    if warp is not None:
+    if aligned is not None:
+        implied_mpp = aligned.implied_mpp
+    elif warp is not None:
         implied_mpp = float(1 / np.sqrt(warp.affine.area_scale))
+    findings: list[Finding] = []
+    if warp is not None and implied_mpp is not None:
         findings += mpp_findings(path, mpp, implied_mpp, automatic=given is None)
         findings += _of_place(share, aligned, given)
     error_um = np.full(len(cells), np.nan)
