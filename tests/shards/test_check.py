@@ -233,6 +233,11 @@ def test_a_folder_without_a_dataset_is_bad_input(tmp_path: Path) -> None:
         validate(tmp_path)
 
 
+def test_samples_without_an_error_are_as_many_as_the_totals_say(tmp_path: Path) -> None:
+    root = write_tiny_dataset(tmp_path / "data", {"D1": "train"}, n_per_donor=3, n_not_assessed=2)
+    assert validate(root) == ["run0: 3 samples have no registration error, but the totals say 2"]
+
+
 def test_totals_that_do_not_add_up_are_refused(tmp_path: Path) -> None:
     write_tiny_dataset(tmp_path)
     manifest = sorted(tmp_path.glob("runs/*/shards/*/manifest.json"))[0]

@@ -11,7 +11,17 @@ import simplejpeg
 
 from shards.artifact import Identity, build_artifact, sha256_of, write_atomically
 from shards.dataset import panel_path, publish_dataset, read_manifest
-from shards.schema import Dataset, DatasetRun, Gene, Manifest, Panel, PatchSpec, Split, Totals
+from shards.schema import (
+    NOT_ASSESSED,
+    Dataset,
+    DatasetRun,
+    Gene,
+    Manifest,
+    Panel,
+    PatchSpec,
+    Split,
+    Totals,
+)
 from shards.write import MANIFEST_FILE, Sample, narrow_counts, write_shards
 
 PATCH = PatchSpec(image="he", fov_um=32.0, size_px=32, center="nucleus", jpeg_quality=95)
@@ -79,8 +89,12 @@ def write_tiny_dataset(
     n_per_donor: int = 50,
     max_samples: int = 20,
     seed: int = 0,
+    n_not_assessed: int | None = None,
 ) -> Path:
-    """One run a donor, under `root`, laid out as `curate` lays it out; returns `root`."""
+    """One run a donor, under `root`, laid out as `curate` lays it out; returns `root`.
+
+    `n_not_assessed` is what the totals say of samples without a registration error (all lack it).
+    """
     donors = donors or {"D1": "train", "D2": "train", "D3": "test"}
     panel = tiny_panel()
     write_atomically(root / panel_path(panel.panel_id), panel.model_dump_json(indent=1).encode())
@@ -88,7 +102,9 @@ def write_tiny_dataset(
     for k, (donor, split) in enumerate(donors.items()):
         run = f"run{k}"
         samples = tiny_samples(run, donor, n_per_donor, panel, seed + k)
-        totals = Totals(seen=n_per_donor + 1, kept=n_per_donor, dropped={"low_counts": 1})
+        noted = {NOT_ASSESSED: n_per_donor if n_not_assessed is None else n_not_assessed}
+        dropped = {"low_counts": 1}
+        totals = Totals(seen=n_per_donor + 1, kept=n_per_donor, dropped=dropped, noted=noted)
         folder, record, _ = build_artifact(
             root / "runs" / run / "shards",
             Identity(
