@@ -81,7 +81,7 @@ def pictures(
     """The views of `views.three_zooms`, on the image that the patches were cut from."""
     grey = curated.built["patches"].summary["grey_scale"]
     polygons_um = nuclei.instrument["polygon"].to_numpy(object)
-    with _open_image(curated.config) as slide:
+    with open_image(curated.config) as slide:
         image_px_from_xenium_um = he_px_from_xenium_um or Warp(Affine.scale(1 / slide.mpp))
         cells_px = image_px_from_xenium_um(table[["x_um", "y_um"]].to_numpy())
         return three_zooms(
@@ -100,7 +100,8 @@ def pictures(
 
 
 @contextmanager
-def _open_image(run: RunConfig) -> Iterator[Slide]:
+def open_image(run: RunConfig) -> Iterator[Slide]:
+    """The image that the patches of a run are cut from; what of it is damaged is read as glass."""
     if run.slide is not None:
         with open_slide(run.slide, mpp=run.mpp) as slide:
             yield slide.tolerant()[0]

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import pyarrow.parquet as pq
 import shapely
 from shapely import STRtree
 
@@ -21,10 +20,10 @@ from pairing.geometry import Points
 from pairing.registration.gates import on_slide
 from pairing.registration.given import read_alignment
 from pairing.registration.record import (
-    CELL_COLUMNS,
     CELLS_FILE,
     REGISTRATION_FILE,
     Registration,
+    read_cell_places,
     read_registration,
 )
 from pairing.slide import Slide, open_slide
@@ -67,7 +66,7 @@ def write_registration_page(
     corners: list[View] = []
     if registration.he_px_from_xenium_um is not None:
         _, warp = read_registration(folder)
-        cells = pq.read_table(folder / CELLS_FILE, columns=list(CELL_COLUMNS)).to_pandas()
+        cells = read_cell_places(folder)
         with open_xenium(xenium) as run:
             cells_um = _places_um(cells, run.read_cells(), xenium, folder)
             nuclei = run.read_nuclei()

@@ -108,8 +108,8 @@ def registration_parts(
 ) -> RegistrationParts:
     """All of it, for a registration with a transform.
 
-    `cells` has the columns of `cells.parquet`, `cells_um` (n, 2) the same cells in the Xenium
-    frame; `nuclei` is the bundle's table. `given` is the transform of the alignment file that was
+    `cells` has the columns of `cells.parquet`, `cells_um` (n, 2) is where the bundle puts the same
+    cells; `nuclei` is its table. `given` is the transform of the alignment file that was
     refined; None: what was before is the affine alone.
     """
     mpp = registration.slide_mpp

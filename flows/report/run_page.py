@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from flows.config import CurateConfig
 from flows.history import HistoryEntry
 from flows.pipeline import Built, CuratedRun
-from flows.report import charts
 from flows.report.cell_figures import (
     CategoryRow,
     CellFigures,
@@ -26,16 +25,24 @@ from flows.report.cell_figures import (
 from flows.report.checks import Check, run_checks
 from flows.report.curations import RunCuration, newest_of_run
 from flows.report.donors import DonorRow, donor_rows
-from flows.report.embed import chart_uri
 from flows.report.gallery import Sample, kept_cell_ids, read_gallery
 from flows.report.maps import FitMaps, displacements_um, fit_maps
-from flows.report.overlay import Nuclei, pictures, read_nuclei
+from flows.report.overlay import Nuclei, open_image, pictures, read_nuclei
+from flows.report.registration_parts import RegistrationParts, registration_parts
 from flows.report.settings import Setting, run_settings
-from flows.report.views import DONOR, HE_NUCLEUS, HE_UNMATCHED, INSTRUMENT, View
+from flows.report.views import BEFORE, DONOR, HE_NUCLEUS, HE_UNMATCHED, INSTRUMENT, View
 from pairing import cells, patch_blocks
-from pairing.registration.record import Registration, Verdict, judged, read_registration
+from pairing.registration.given import read_alignment
+from pairing.registration.record import (
+    Registration,
+    Verdict,
+    judged,
+    read_cell_places,
+    read_registration,
+)
 from pairing.slide import Damage
 from pairing.warp import Warp
+from pairing.xenium import open_xenium
 from shards.artifact import read_artifact
 from shards.dataset import read_manifest, read_record
 from shards.schema import Manifest, Panel, Split, Totals
@@ -64,6 +71,7 @@ class RunPage:
     manifest: Manifest
     verdict: Verdict | None
     registration: Registration | None
+    parts: RegistrationParts | None
     checks: list[Check]
     fit: FitMaps | None
     why_no_fit: str | None
@@ -119,6 +127,7 @@ def run_page(
         manifest=manifest,
         verdict=registration.verdict if registration else None,
         registration=registration,
+        parts=_registration_parts(config, curated, registration, warp, nuclei),
         checks=run_checks(
             registration, manifest.totals, figures, fit, summary, built["patches"].summary
         ),
@@ -134,10 +143,7 @@ def run_page(
             built["patches"].folder / patch_blocks.DAMAGE_FILE, patch_blocks.DamageReport
         ).damage,
         top_genes=top_genes(panel, n_by_gene, n_cells_by_gene, len(table)),
-        charts={
-            **cell_charts(table, counts, n_by_gene, config.filters.min_counts),
-            **_keypoint_chart(registration),
-        },
+        charts=cell_charts(table, counts, n_by_gene, config.filters.min_counts),
         views=views,
         corners=corners,
         colours={
@@ -145,6 +151,7 @@ def run_page(
             "he_nucleus": HE_NUCLEUS,
             "he_unmatched": HE_UNMATCHED,
             "donor": DONOR,
+            "before": BEFORE,
         },
         gallery=read_gallery(built["shards"].folder, manifest, panel),
         settings=run_settings(config, curated.config),
@@ -153,11 +160,34 @@ def run_page(
     )
 
 
-def _keypoint_chart(registration: Registration | None) -> dict[str, str]:
-    if registration is None or registration.keypoints is None:
-        return {}
-    residuals_um = np.array(registration.keypoints.residuals_um)
-    return {"keypoints": chart_uri(charts.bars(residuals_um, "keypoint", "residual, µm"))}
+def _registration_parts(
+    config: CurateConfig,
+    curated: CuratedRun,
+    registration: Registration | None,
+    he_px_from_xenium_um: Warp | None,
+    nuclei: Nuclei,
+) -> RegistrationParts | None:
+    """Errors, change and figures of the registration; None for a run that needs none."""
+    if registration is None or he_px_from_xenium_um is None:
+        return None
+    places = read_cell_places(curated.built["registration"].folder)
+    run, given = curated.config, None
+    with open_xenium(run.xenium) as xenium:
+        # As the registration puts them; those of the cells artifact may be their nuclei's.
+        at_um = xenium.read_cells().set_index("cell_id")[["x_um", "y_um"]]
+        if isinstance(run.alignment, Path):
+            _, given, _ = read_alignment(run.alignment, xenium.pixel_size_um)
+    with open_image(run) as slide:
+        return registration_parts(
+            registration,
+            he_px_from_xenium_um,
+            places,
+            at_um.loc[places["cell_id"]].to_numpy(),
+            nuclei.instrument,
+            slide,
+            given,
+            config.patch.fov_um,
+        )
 
 
 def _fit(

@@ -136,6 +136,14 @@ def read_registration(folder: Path) -> tuple[Registration, Warp]:
     return registration, Warp(affine, grid.origin_um, grid.step_um, shift)
 
 
+def read_cell_places(folder: Path) -> pd.DataFrame:
+    """The table of the cells, CELL_COLUMNS; places and errors are NaN where there are none."""
+    places: pd.DataFrame = pq.read_table(
+        folder / CELLS_FILE, columns=list(CELL_COLUMNS)
+    ).to_pandas()
+    return places
+
+
 def read_cell_errors(folder: Path) -> pd.Series[float]:
     """Estimated error in µm by cell_id; NaN where it was not assessed."""
     table = pq.read_table(folder / CELLS_FILE, columns=["cell_id", "error_um"]).to_pandas()

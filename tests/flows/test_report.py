@@ -91,9 +91,9 @@ def test_a_page_is_one_file_and_runs_nothing(pages: dict[str, Page]) -> None:
         assert all(re.fullmatch(r"[\w-]+\.html", link) for link in page.links)
         for uri in page.images:
             assert min(decoded(uri).size) > 50
-    # Three zooms, four places, residuals of keypoints, five charts, three maps and the gallery;
-    # DAPI has neither keypoints nor matches.
-    assert len(pages["he"].images) == 3 + 4 + 1 + 5 + 3 + 24
+    # Three zooms, four places; residuals of keypoints, errors, before and after, regions; five
+    # charts, three maps and the gallery. DAPI has neither keypoints nor matches.
+    assert len(pages["he"].images) == 3 + 4 + 1 + 2 + 2 + 1 + 5 + 3 + 24
     assert len(pages["dapi"].images) == 3 + 4 + 3 + 24
 
 
@@ -170,9 +170,10 @@ def test_a_run_with_a_slide_shows_its_alignment_and_matches(pages: dict[str, Pag
     ]
     assert all(float(rows["given"][1]) > float(rows[name][1]) for name in list(rows)[2:8])
     assert rows["keypoints"][1] == "16"
-    assert he.number("registration", "nuclei held out of the fit") > 50
-    assert "estimated error of the cells, median" in rows
-    assert "moved by the refinement: median, 95 of 100, most" in rows
+    assert he.number("registration", "nuclei held out, on the slide") > 50
+    assert re.search(r"half of them \d+\.\d\d µm or less", he.text)
+    moved = rows["moved by the refinement: median, 95 of 100, most"][1].split()
+    assert f"a cell was moved by {moved[2]} µm at most, by {moved[0][:-1]} µm" in he.text
     totals = [row[0] for row in he.tables["totals"] if row]
     assert any("registration error" in name for name in totals)
     assert he.number("match", "cells with an H&E nucleus") > 0.7 * N_CELLS
