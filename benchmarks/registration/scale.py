@@ -149,7 +149,9 @@ def _make(out: Path, area_cm2: float) -> None:
         pd.DataFrame(frame).to_parquet(out / _NUCLEI)
     path = _path(out, area_cm2)
     if not path.exists():
-        write_slide(path, Repeated(np.load(out / _SQUARE), *_outline(area_cm2)), MPP)
+        write_slide(
+            path, Repeated(np.load(out / _SQUARE, allow_pickle=False), *_outline(area_cm2)), MPP
+        )
 
 
 def _path(out: Path, area_cm2: float) -> Path:
