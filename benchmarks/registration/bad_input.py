@@ -68,18 +68,11 @@ def wrong_mpp(limits: Limits, pair: Pair, factor: float) -> None:
     found = aligned(pair, mpp=pair.mpp * factor)
     limits.told(what, outcome(found))
     limits.none(f"{what}: doesn't fail", [] if found.verdict == "fail" else [found.verdict], 1)
-    named = [
-        float(n) for reason in found.alignment.reasons for n in re.findall(r"\d+\.\d+", reason)
-    ]
-    nearest = min(named, key=lambda mpp: abs(mpp / pair.mpp - 1), default=np.nan)
-    limits.line(
-        f"{what}: error of the mpp that the message names",
-        abs(nearest / pair.mpp - 1),
-        "≤",
-        MAX_MPP_ERROR,
-    )
-    implied = found.alignment.implied_mpp
-    again = aligned(pair, mpp=pair.mpp if implied is None else implied)
+    message = re.search(r"set mpp = ([\d.]+)", "; ".join(found.reasons))
+    named = float(message[1]) if message else np.nan
+    off = abs(named / pair.mpp - 1)
+    limits.line(f"{what}: error of the mpp to set", off, "≤", MAX_MPP_ERROR)
+    again = aligned(pair, mpp=named if message else None)
     good = again.passes and not again.is_wrong
     limits.none(f"{what}: doesn't pass with the mpp found", [] if good else [outcome(again)], 1)
 
@@ -95,7 +88,7 @@ def outcome(found: Aligned | Refused) -> str:
     if isinstance(found, Refused):
         return f"refused: {found.told}"
     placed = f", {found.median_um:.2f} µm off" if len(found.error_um) else ""
-    return f"{found.verdict}{placed}: {'; '.join(found.alignment.reasons)}"
+    return f"{found.verdict}{placed}: {'; '.join(found.reasons)}"
 
 
 def fluorescence(rgb: Rgb) -> Rgb:

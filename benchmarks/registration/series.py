@@ -18,6 +18,8 @@ LARGEST_WARP_UM = 40.0
 TORN_WARP_UM = 20.0
 TEAR_UM, FOLD_UM = (25.0, 40.0), (15.0, 30.0)
 SMALL = (2_000, 4_000)
+# Of a twentieth of it enough is left to be looked at.
+MEDIUM = 12_000
 # Of this seed the simulator can draw no next section: a vessel drifts out of the tissue's period.
 NO_NEXT_SECTION = {5014}
 
@@ -41,3 +43,8 @@ def small(out: Path, seed: int, *, serial: bool = False) -> Simulated:
     n_cells, warp = int(rng.integers(*SMALL)), round(rng.uniform(0, LARGEST_WARP_UM), 1)
     slide = hard(seed, warp_um=warp, serial_section=serial)
     return simulated(out, n_cells, seed, slide)
+
+
+def medium(out: Path, seed: int) -> Simulated:
+    """A section of which even a twentieth holds several hundred nuclei."""
+    return simulated(out, MEDIUM, seed, hard(seed, warp_um=TORN_WARP_UM))

@@ -17,7 +17,7 @@ from benchmarks.registration.limits import Limits, counted
 from benchmarks.registration.pairs import Pair, Rgb, write_slide
 from pairing.geometry import Affine
 
-N_SECTIONS = 15
+N_SECTIONS, N_LARGER = 15, 5
 BLOCKS_UM = (64.0, 256.0)
 LEFT_SHARE = 0.05
 MAX_RIGHT_FAILED = 2
@@ -34,10 +34,12 @@ def run(out: Path, seeds: Sequence[int], limits: Limits) -> None:
     serial = [series.small(out, seed, serial=True).pair() for seed in drawn]
     limits.head("the verdict")
     rights(limits, [aligned(pair) for pair in right])
-    little = [aligned(remaining(out, pair)) for pair in sections]
-    none_passes(limits, "5 % of the tissue left", little)
-    failed = [named(a) for a in little if a.verdict == "fail"]
-    limits.none("5 % of the tissue left: failed instead of doubtful", failed, len(little))
+    larger = [series.medium(out, seed).pair() for seed in seeds[:N_LARGER]]
+    for what, some in (("5 % of the tissue left", larger), ("the same of few cells", sections)):
+        little = [aligned(remaining(out, pair)) for pair in some]
+        none_passes(limits, what, little)
+        failed = [named(a) for a in little if a.verdict == "fail"]
+        limits.none(f"{what}: failed instead of doubtful", failed, len(little))
     none_passes(limits, "a blank slide", [aligned(blank(out, sections[0]))])
     none_passes(limits, "serial sections", map(aligned, serial))
     for name, basin in wrong_basins().items():
@@ -45,8 +47,8 @@ def run(out: Path, seeds: Sequence[int], limits: Limits) -> None:
         found = (aligned(p, a) for p, a in zip(sections, starts, strict=True))
         none_wrong(limits, f"a given alignment, {name}", found)
     for block_um in BLOCKS_UM:
-        some = (shuffled(out, pair, block_um) for pair in sections)
-        none_passes(limits, f"shuffled blocks of {block_um:g} µm", map(aligned, some))
+        mixed = (shuffled(out, pair, block_um) for pair in sections)
+        none_passes(limits, f"shuffled blocks of {block_um:g} µm", map(aligned, mixed))
     none_passes(limits, "other sections", map(aligned, crossed(sections)))
 
 
