@@ -17,9 +17,10 @@ from benchmarks.registration.baselines import best_affine
 from benchmarks.registration.derived import derived
 from benchmarks.registration.limits import Limits
 from benchmarks.registration.pairs import ONE_IMAGE_SHARE, Pair, Simulated, hard, simulated
-from benchmarks.registration.scale import MPP, PERIOD_PX, PERIOD_UM, Repeated
+from benchmarks.registration.scale import MPP, PERIOD_PX, Repeated
 from benchmarks.registration.wrong import remaining, shuffled, wrong_basins
 from pairing.simulate.fields import Outline
+from pairing.simulate.tissue import PERIOD_UM
 from shards.artifact import sha256_of
 
 N_CELLS, SEED = 150, 1001
@@ -96,7 +97,8 @@ def test_a_picture_is_stretched_as_told(tmp_path: Path) -> None:
     dark = np.zeros((640, 840))
     column, row = np.floor(px).astype(int).T
     dark[row, column] = 1
-    rgb = np.uint8(240 * np.exp(-60 * gaussian_filter(dark, 4.0)))[..., None].repeat(3, axis=2)
+    grey = np.asarray(240 * np.exp(-60 * gaussian_filter(dark, 4.0)), np.uint8)
+    rgb = grey[..., None].repeat(3, axis=2)
     nuclei = pd.DataFrame({"x_um": px[:, 0] * mpp, "y_um": px[:, 1] * mpp, "area_um2": 30.0})
     pair = derived(tmp_path, rgb, mpp, nuclei, warp_um=15.0, seed=3)
     n = round(0.85 * len(px))
