@@ -128,11 +128,11 @@ class _Correlator:
 
 
 def _forward(image: F32, size: list[int]) -> npt.NDArray[np.complex64]:
-    return np.asarray(fft.rfft2(image, size, workers=len(os.sched_getaffinity(0))))
+    return np.asarray(fft.rfft2(image, size, workers=os.cpu_count() or 1))
 
 
 def _back(spectrum: npt.NDArray[np.complex64], size: list[int]) -> F32:
-    return np.asarray(fft.irfft2(spectrum, size, workers=len(os.sched_getaffinity(0))))
+    return np.asarray(fft.irfft2(spectrum, size, workers=os.cpu_count() or 1))
 
 
 def _density(points: Points, shape: tuple[int, ...], bin_um: float) -> F32:

@@ -103,7 +103,7 @@ def solve_field(
     matches = _Matches(at_um, shift_um, noise_um, cKDTree(at_um))
     blocks = list(_blocks(within_um, low, n_rows, n_columns))
     # One thread a block: libraries that share one out add up in an order of their own.
-    with threadpool_limits(1), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with threadpool_limits(1), ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         solved = pool.map(partial(_solve, matches, max_matches), blocks)
         for block, (mean, var) in zip(blocks, solved, strict=True):
             at = np.ix_(block.rows, block.columns)

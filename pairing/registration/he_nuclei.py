@@ -57,7 +57,7 @@ def find_he_nuclei(open_slide: OpenSlide, threads: int | None = None) -> Blobs:
         mpp = _work_mpp(slide)
         blocks = _blocks_on_tissue(slide, mpp)
         step = mpp / slide.mpp
-    n = threads or len(os.sched_getaffinity(0))
+    n = threads or os.cpu_count() or 1
 
     def of_every_nth(first: int) -> list[tuple[Points, F32]]:
         with open_slide() as slide:

@@ -134,7 +134,7 @@ class Sides:
         for candidate in candidates[:_N_CANDIDATES]:
             rough = candidate.he_um_from_xenium_um
             shifts = find_shifts(some, rough(some), self.he_tree, SEARCH_UM, FIRST_Z)
-            if len(shifts) < _MIN_WINDOWS or _across_um(shifts.xenium_um) < _ACROSS_UM:
+            if not _hold_a_place(shifts):
                 continue
             moved = rough(shifts.xenium_um) + shifts.shift_um
             affine, off_um = fit_affine(shifts.xenium_um, moved, _PLACE_UM)
@@ -179,7 +179,7 @@ class Sides:
         shifts, n_before = first_shifts(own, rough, self.he_tree), 0
         for _ in range(_MAX_FIELDS):
             shifts = grow(own, base, self.he_tree, shifts)
-            if len(shifts) < _MIN_WINDOWS or _across_um(shifts.xenium_um) < _ACROSS_UM:
+            if not _hold_a_place(shifts):
                 return None
             here = own[open_ends(own, shifts)]
             if not len(here) or len(shifts) <= _GROWN * n_before:
@@ -218,9 +218,12 @@ class Sides:
         return solve_field(points_um[i], shift_um[i] + off, within_um, noise_um, most)
 
 
-def _across_um(points_um: Points) -> float:
-    """Standard deviation of points across the line that they lie along."""
-    return float(np.sqrt(max(np.linalg.eigvalsh(np.cov(points_um.T))[0], 0.0)))
+def _hold_a_place(shifts: Shifts) -> bool:
+    """Whether there are enough windows, and not all along one line."""
+    if len(shifts) < _MIN_WINDOWS:
+        return False
+    variance_across = np.linalg.eigvalsh(np.cov(shifts.xenium_um.T))[0]
+    return bool(np.sqrt(max(variance_across, 0.0)) >= _ACROSS_UM)
 
 
 def _some_squares(points_um: Points) -> Points:
