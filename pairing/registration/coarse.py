@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy import fft
 from scipy.ndimage import gaussian_filter, uniform_filter
+from scipy.spatial import cKDTree
 
 from pairing.geometry import Affine, Points
 
@@ -23,6 +25,10 @@ _BEYOND_UM = 60.0
 _MAX_POINTS = 40_000
 # Least share of a section that must lie on the slide.
 _MIN_OVERLAP = 0.3
+# Pieces of what is left of a section have little but the single nuclei to tell them by: finer
+# maps of windows with this radius in bins, few enough that stretch does no harm.
+_PIECE_BIN_UM, _MAX_PIECE_BINS, _PIECE_BINS = 5.0, 512, 28
+_MAX_PIECES, _LEAST_PIECE = 6, 100
 # Two candidates are one if they place the section within this of each other.
 _SAME_TURN_DEG, _SAME_SHIFT_UM = 12.0, 200.0
 
@@ -36,18 +42,25 @@ class Candidate:
 
 
 def find_candidates(
-    xenium_um: Points, he_um: Points, slide_um: tuple[float, float], scale: float, n: int
+    xenium_um: Points,
+    he_um: Points,
+    slide_um: tuple[float, float],
+    scale: float,
+    n: int,
+    bin_um: float = BIN_UM,
+    beyond_um: float = _BEYOND_UM,
 ) -> list[Candidate]:
     """The `n` best distinct places, best first, by correlation of the density of nuclei.
 
     `xenium_um` and `he_um` are (n, 2) nuclei in the Xenium frame and on the slide, `slide_um` its
     width and height; `scale` is µm of the slide per µm of Xenium. Masked normalised correlation
-    (Padfield, IEEE TIP 2012;21:2706) at every 3 degrees, mirrored or not.
+    (Padfield, IEEE TIP 2012;21:2706) at every 3 degrees, mirrored or not. Beside nuclei the
+    instrument saw that there are none, up to `beyond_um`.
     """
     points = xenium_um[:: -(-len(xenium_um) // _MAX_POINTS)] * scale
     middle = (points.min(axis=0) + points.max(axis=0)) / 2
-    reach = float(np.hypot(*(points - middle).T).max()) + _BEYOND_UM
-    bin_um = BIN_UM * max(1.0, 2 * reach / BIN_UM / _MAX_BINS)
+    reach = float(np.hypot(*(points - middle).T).max()) + beyond_um
+    bin_um = max(bin_um, 2 * reach / _MAX_BINS)
     side = int(np.ceil(2 * reach / bin_um)) | 1
     shape = tuple(int(np.ceil(v / bin_um)) for v in slide_um[::-1])
     slide_map = _density(he_um, shape, bin_um)
@@ -59,7 +72,7 @@ def find_candidates(
         for angle_deg in np.arange(0, 360, ANGLE_STEP_DEG).tolist():
             turn = Affine.similarity(1.0, np.deg2rad(angle_deg), (0.0, 0.0), mirror=mirror)
             section = _density(turn(points - middle) + side * bin_um / 2, (side, side), bin_um)
-            scores = correlator.scores(section, _looked_at(section, bin_um))
+            scores = correlator.scores(section, _looked_at(section, beyond_um / bin_um))
             found += [
                 _Peak(score, angle_deg, mirror, x * bin_um, y * bin_um)
                 for score, y, x in _peaks(scores, shape, side, _SAME_SHIFT_UM / bin_um)
@@ -78,6 +91,38 @@ def find_candidates(
         whole[:2, 2] = shift
         candidates.append(Candidate(Affine.of(whole), peak.score))
     return candidates
+
+
+def find_pieces(xenium_um: Points, he_um: Points, n: int) -> list[Candidate]:
+    """The `n` best places in the section of each of some round windows of the slide.
+
+    The other way round than `find_candidates`: where most of a section is lost, what is left lies
+    somewhere in the section, but the section as a whole nowhere on the slide.
+    """
+    low = xenium_um.min(axis=0)
+    width_um, height_um = (xenium_um.max(axis=0) - low).tolist()
+    bin_um = max(_PIECE_BIN_UM, max(width_um, height_um) / _MAX_PIECE_BINS)
+    corner = Affine.similarity(1.0, 0.0, (float(low[0]), float(low[1])))
+    return [
+        Candidate((corner @ place.he_um_from_xenium_um).inverse, place.correlation)
+        for window_um in _windows(he_um, _PIECE_BINS * bin_um)
+        for place in find_candidates(
+            window_um, xenium_um - low, (width_um, height_um), 1.0, n, bin_um, bin_um
+        )
+    ]
+
+
+def _windows(he_um: Points, radius_um: float) -> Iterator[Points]:
+    """Nuclei of windows in the thick of the tissue, those with most nuclei first."""
+    tree = cKDTree(he_um)
+    n_around = tree.query_ball_point(he_um, radius_um, return_length=True)
+    free = np.ones(len(he_um), bool)
+    for _ in range(_MAX_PIECES):
+        middle = int(np.where(free, n_around, 0).argmax())
+        if not free[middle] or n_around[middle] < _LEAST_PIECE:
+            break
+        yield he_um[tree.query_ball_point(he_um[middle], radius_um)]
+        free[tree.query_ball_point(he_um[middle], radius_um)] = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +188,9 @@ def _density(points: Points, shape: tuple[int, ...], bin_um: float) -> F32:
     return np.asarray(gaussian_filter(counts.reshape(shape).astype(np.float32), _BLUR_BINS))
 
 
-def _looked_at(section: F32, bin_um: float) -> F32:
+def _looked_at(section: F32, beyond_bins: float) -> F32:
     """1 where cells are or are near, 0 elsewhere."""
-    side = 2 * round(_BEYOND_UM / bin_um) + 1
+    side = 2 * round(beyond_bins) + 1
     return np.asarray(uniform_filter(section, side) > 1e-4 * section.max(), dtype=np.float32)
 
 

@@ -18,6 +18,8 @@ Mask = npt.NDArray[np.bool_]
 
 # A nucleus and its picture lie nearer than this; a cell whose neighbours' do is well placed.
 MATCH_UM, NEAR_UM = 3.0, 2.0
+# Tissue is where a nucleus of the slide is so near.
+_TISSUE_UM = 30.0
 # Where the same nuclei are put aside to see how many match by chance.
 _ASIDE_UM = (15.0, 22.0, 30.0)
 _DIRECTIONS = 4
@@ -53,7 +55,8 @@ def hold_out(cell_ids: Sequence[str]) -> Mask:
 class LocalEvidence:
     """For each held-out nucleus: its place, whether its picture is near, and how often by chance.
 
-    `usual` is the share that is near where all is well: the 80th percentile of local shares.
+    `usual` is the share that is near where all is well: the 80th percentile of local shares on
+    tissue.
     """
 
     xenium_um: Points
@@ -80,22 +83,34 @@ def weigh_evidence(
     on_slide = ((he_um >= 0) & (he_um < slide_um)).all(axis=1)
     xenium_um, he_um = xenium_um[on_slide], he_um[on_slide]
     distance = _mutual_distance(he_um, he_tree)
-    aside = [
-        _mutual_distance(he_um + r * np.array([np.cos(a), np.sin(a)]), he_tree)
-        for r in _ASIDE_UM
-        for a in np.arange(_DIRECTIONS) * 2 * np.pi / _DIRECTIONS + r
-    ]
-    n = len(he_um)
-    shares = np.array([(d <= MATCH_UM).mean() if n else 0.0 for d in aside])
-    matched = distance <= MATCH_UM
-    share, chance = float(matched.mean()) if n else 0.0, float(shares.mean())
-    # Twelve shifts tell the spread badly where few nuclei are: not less than that of a coin.
-    spread = max(float(shares.std()), np.sqrt(chance * (1 - chance) / max(n, 1)), 1e-3)
+    aside = np.array(
+        [
+            _mutual_distance(he_um + r * np.array([np.cos(a), np.sin(a)]), he_tree)
+            for r in _ASIDE_UM
+            for a in np.arange(_DIRECTIONS) * 2 * np.pi / _DIRECTIONS + r
+        ]
+    )
     near = (distance <= NEAR_UM).astype(np.float64)
-    by_chance = np.mean([d <= NEAR_UM for d in aside], axis=0) if n else np.zeros(0)
-    usual = 0.0
-    if n:
-        usual = float(np.quantile(_local(xenium_um, xenium_um, near, by_chance)[0], 0.8))
+    near_by_chance = (aside <= NEAR_UM).mean(axis=0)
+    shown = on_tissue(he_um, he_tree)
+    n = int(shown.sum())
+    if n == 0:
+        none = Evidence(
+            n_held_out=0,
+            n_he_nuclei=he_tree.n,
+            share=0.0,
+            chance=0.0,
+            evidence=0.0,
+            z=0.0,
+            residual_um=None,
+        )
+        return none, LocalEvidence(xenium_um, near, near_by_chance, 0.0)
+    matched = shown & (distance <= MATCH_UM)
+    shares = (aside[:, shown] <= MATCH_UM).mean(axis=1)
+    share, chance = float(matched.sum() / n), float(shares.mean())
+    # Twelve shifts tell the spread badly where few nuclei are: not less than that of a coin.
+    spread = max(float(shares.std()), np.sqrt(chance * (1 - chance) / n), 1e-3)
+    usual = np.quantile(_local(xenium_um, xenium_um[shown], near, near_by_chance)[0], 0.8)
     return Evidence(
         n_held_out=n,
         n_he_nuclei=he_tree.n,
@@ -104,7 +119,12 @@ def weigh_evidence(
         evidence=(share - chance) / (1 - chance) if chance < 1 else 0.0,
         z=(share - chance) / spread,
         residual_um=float(np.median(distance[matched])) if matched.any() else None,
-    ), LocalEvidence(xenium_um, near, by_chance, usual)
+    ), LocalEvidence(xenium_um, near, near_by_chance, float(usual))
+
+
+def on_tissue(he_um: Points, he_tree: cKDTree) -> Mask:
+    """(n,) which places on the slide have one of its nuclei within 30 µm."""
+    return np.asarray(he_tree.query(he_um, distance_upper_bound=_TISSUE_UM)[0] <= _TISSUE_UM)
 
 
 def mutual_matches(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,11 +11,12 @@ import numpy.typing as npt
 from scipy.spatial import cKDTree
 
 from pairing.geometry import Affine, Points
-from pairing.registration.coarse import find_candidates
+from pairing.registration.coarse import Candidate, find_candidates, find_pieces
 from pairing.registration.evidence import (
     Evidence,
     LocalEvidence,
     mutual_matches,
+    on_tissue,
     weigh_evidence,
 )
 from pairing.registration.field import Field, solve_field
@@ -38,7 +40,7 @@ F64 = npt.NDArray[np.float64]
 CLEAR_EVIDENCE, CLEAR_Z = 0.15, 6.0
 # Pixel sizes that files state may be wrong by a quarter; a stretch of 3.5 % does no harm.
 _SCALES = (0.93, 1.07, 0.86, 1.15, 0.8, 1.24, 0.75, 1.33)
-_N_CANDIDATES = 6
+_N_CANDIDATES, _N_OF_PIECE = 6, 2
 # Candidates are compared by the windows of so many nuclei, in squares all over the section.
 _COMPARED_NUCLEI, _SQUARE_UM = 15_000, 600.0
 _MIN_WINDOWS, _MIN_MATCHES = 8, 12
@@ -47,9 +49,10 @@ _ACROSS_UM = 20.0
 _PLACE_UM, _NEAR_PLACE_UM = 5.0, 25.0
 # Rounds of matching: radius, and how many matches a block takes.
 _MAX_FIELDS, _GROWN = 12, 1.003
-_MATCHING = ((5.0, 250), (3.5, 250), (3.0, 700))
+_MATCHING = ((5.0, 250), (3.5, 250), (3.0, 1500))
 # Nuclei are matched only where a window around them has found its place.
 _KNOWN_UM = 60.0
+_NEAR_SD_UM = 2.0
 # Of a match along an axis; the least is what pixels allow, the most what a chance match has.
 _NOISE_UM, _N_NOISE = (0.2, 1.2), 24
 # Cells whose error may be more than this are not sure.
@@ -70,6 +73,7 @@ class Fit:
     check: Field
     evidence: Evidence
     local: LocalEvidence
+    he_tree: cKDTree
 
     def __call__(self, points_um: Points) -> Points:
         return self.rough(points_um) + self.field.at(points_um)
@@ -78,6 +82,10 @@ class Fit:
     def is_clear(self) -> bool:
         """Whether nobody would doubt that it is the right place."""
         return self.evidence.evidence >= CLEAR_EVIDENCE and self.evidence.z >= CLEAR_Z
+
+    def on_tissue(self, points_um: Points) -> Mask:
+        """(n,) which points the slide shows tissue of."""
+        return on_tissue(self(points_um), self.he_tree)
 
     def error_um(self, points_um: Points) -> F64:
         """(n,) estimated distance between where points are put and where they belong.
@@ -110,29 +118,34 @@ class Sides:
         return cKDTree(self.he_um)
 
     def found(self) -> Fit | None:
-        """The best place: at the stated scale, where it is clear, else at any other.
-
-        None where nowhere on the slide a few windows fit.
-        """
-        fit = self._best_of(1.0)
-        if fit is not None and fit.is_clear:
-            return fit
-        fits = [f for f in (fit, self._best_of(*_SCALES)) if f is not None]
+        """The best place; None where nowhere on the slide a few windows fit."""
+        own = self.xenium_um[~self.held_out]
+        fits = []
+        for candidates in self._searches(own):
+            fit = self._best_of(own, candidates)
+            if fit is not None:
+                fits.append(fit)
+                if fit.is_clear:
+                    break
         return max(fits, key=lambda f: f.evidence.evidence, default=None)
 
-    def _best_of(self, *scales: float) -> Fit | None:
-        """The fit at the candidate that most windows agree with."""
-        own = self.xenium_um[~self.held_out]
-        candidates = [
+    def _searches(self, own: Points) -> Iterator[list[Candidate]]:
+        """Of the section at the stated scale, of what may be left of it, and at other scales."""
+        yield find_candidates(own, self.he_um, self.slide_um, 1.0, _N_CANDIDATES)
+        yield find_pieces(own, self.he_um, _N_OF_PIECE)
+        scaled = [
             candidate
-            for scale in scales
+            for scale in _SCALES
             for candidate in find_candidates(own, self.he_um, self.slide_um, scale, _N_CANDIDATES)
         ]
-        candidates.sort(key=lambda candidate: -candidate.correlation)
-        some = _some_squares(own)
+        yield sorted(scaled, key=lambda candidate: -candidate.correlation)[:_N_CANDIDATES]
+
+    def _best_of(self, own: Points, candidates: list[Candidate]) -> Fit | None:
+        """The fit at the candidate that most windows agree with."""
         best_n, best = 0, None
-        for candidate in candidates[:_N_CANDIDATES]:
+        for candidate in candidates:
             rough = candidate.he_um_from_xenium_um
+            some = _some_squares(own[on_tissue(rough(own), self.he_tree)])
             shifts = find_shifts(some, rough(some), self.he_tree, SEARCH_UM, FIRST_Z)
             if not _hold_a_place(shifts):
                 continue
@@ -149,9 +162,9 @@ class Sides:
         shifts = self._shifts(own, rough)
         if shifts is None:
             return None
-        known = cKDTree(shifts.xenium_um)
-        seen, unseen = (side[known.query(side)[0] < _KNOWN_UM] for side in (own, held))
-        shift_um, field = trend_at(shifts, seen), None
+        seen, shift_um = self._reached(rough, own, shifts)
+        unseen = held[cKDTree(seen).query(held)[0] < _KNOWN_UM]
+        field = None
         for radius_um, max_matches in _MATCHING:
             field = self._field(
                 rough, seen, shift_um, radius_um, max_matches, within_um=self.xenium_um
@@ -168,7 +181,28 @@ class Sides:
         evidence, local = weigh_evidence(
             held, rough(held) + field.at(held), self.he_tree, self.slide_um
         )
-        return Fit(rough, field, check, evidence, local)
+        return Fit(rough, field, check, evidence, local, self.he_tree)
+
+    def _reached(self, rough: Affine, own: Points, shifts: Shifts) -> tuple[Points, Points]:
+        """Nuclei that can be matched, and their shifts: those around windows, and on from these.
+
+        Along thin and sparse parts, where no window fits, from nucleus to nucleus, as far as the
+        field through the matches is sure.
+        """
+        away = cKDTree(shifts.xenium_um).query(own)[0]
+        seen, rest = own[away < _KNOWN_UM], own[away >= _KNOWN_UM]
+        shift_um = trend_at(shifts, seen)
+        while len(rest):
+            field = self._field(rough, seen, shift_um, *_MATCHING[0], within_um=rest)
+            if field is None:
+                break
+            near = field.sd_at(rest) < _NEAR_SD_UM
+            if not near.any():
+                break
+            seen = np.concatenate([seen, rest[near]])
+            shift_um = np.concatenate([shift_um, field.at(rest[near])])
+            rest = rest[~near]
+        return seen, shift_um
 
     def _shifts(self, own: Points, rough: Affine) -> Shifts | None:
         """Windows all over the section; None where hardly one fits.

@@ -46,7 +46,10 @@ class FieldGrid(Record):
 
 
 class ErrorFigures(Record):
-    """The estimated errors of the cells: quantiles in µm, and the share above 2 µm."""
+    """The estimated errors of cells on the slide.
+
+    Quantiles in µm, of those cells that it shows tissue of; the share of all that is above 2 µm.
+    """
 
     median_um: float
     p95_um: float
@@ -90,7 +93,7 @@ def judged(registration: Registration, max_median_error_um: float) -> Registrati
     evidence, error = registration.evidence, registration.error_um
     figures = (
         ("nuclei held out of the fit lie", evidence.residual_um if evidence else None),
-        ("the cells are estimated to lie", error.median_um if error else None),
+        ("the cells on tissue are estimated to lie", error.median_um if error else None),
     )
     reasons = tuple(
         f"{words} {median_um:.1f} µm off in the median, more than {max_median_error_um:g} µm"

@@ -98,9 +98,10 @@ def register_run(
         findings += mpp_findings(path, mpp, implied_mpp, automatic=given is None)
         findings += _of_place(share, aligned, given)
     error_um = np.full(len(cells), np.nan)
-    moved_um = None
+    error, moved_um = None, None
     if aligned is not None and aligned.evidence is not None:
         error_um = aligned.error_um(cells_um)
+        error = _figures(error_um[seen], aligned.on_tissue(cells_um[seen]))
         moved_um = _moved_um(points_px[seen], given, cells_um[seen], mpp)
     verdict, reasons = _verdict(aligned, given, findings, len(cells))
     registration = Registration(
@@ -116,7 +117,7 @@ def register_run(
         keypoints=given.keypoints if given else None,
         evidence=aligned.evidence if aligned else None,
         moved_um=moved_um,
-        error_um=_figures(error_um[seen]),
+        error_um=error,
         verdict=verdict,
         reasons=reasons,
     )
@@ -205,9 +206,11 @@ def _moved_um(
     return median, p95, most
 
 
-def _figures(error_um: npt.NDArray[np.float64]) -> ErrorFigures | None:
-    if not len(error_um) or np.isnan(error_um).any():
+def _figures(
+    error_um: npt.NDArray[np.float64], on_tissue: npt.NDArray[np.bool_]
+) -> ErrorFigures | None:
+    if not on_tissue.any():
         return None
-    median, p95 = np.quantile(error_um, (0.5, 0.95)).tolist()
+    median, p95 = np.quantile(error_um[on_tissue], (0.5, 0.95)).tolist()
     share = float((error_um > SURE_UM).mean())
     return ErrorFigures(median_um=median, p95_um=p95, share_above_2_um=share)

@@ -53,10 +53,11 @@ def point_pair(
     lost: float = 0.3,
     strange: float = 0.2,
     noise_um: float = 0.6,
+    width_um: float = 1400.0,
 ) -> PointPair:
     """A section anywhere on a slide: some nuclei lost, strange ones added, all found inexactly."""
     rng = np.random.default_rng(seed)
-    xenium_um = section(rng)
+    xenium_um = section(rng, width_um)
     turn = Affine.similarity(scale, rng.uniform(0, 2 * np.pi), (0.0, 0.0), mirror=mirror)
     true_um = turn(xenium_um + wave(xenium_um, largest_um))
     true_um += 200 - true_um.min(axis=0)

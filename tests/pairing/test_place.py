@@ -12,7 +12,7 @@ from pairing.registration.coarse import find_candidates
 from pairing.registration.evidence import hold_out, weigh_evidence
 from pairing.registration.growth import fit_affine
 from pairing.registration.place import Fit, Sides
-from tests.pairing.nuclei_pairs import point_pair, section, wave
+from tests.pairing.nuclei_pairs import PointPair, point_pair, section, wave
 
 
 def errors_um(pair_true_um: np.ndarray, fit: Fit, xenium_um: np.ndarray) -> np.ndarray:
@@ -118,6 +118,48 @@ def test_a_missing_piece_is_not_sure_and_the_rest_is() -> None:
     assert (told_um[inner] > 2).all()
     far = np.hypot(*(pair.xenium_um - (1000, 900)).T) > 300
     assert (told_um[far] <= 2).mean() > 0.9
+
+
+def test_what_is_left_of_a_section_is_found_and_the_rest_is_not_sure() -> None:
+    pair = point_pair(23, largest_um=5.0, mirror=True, width_um=2400.0)
+    middle = pair.true_um[int(np.argmin(np.hypot(*(pair.xenium_um - (1500, 700)).T)))]
+    away = np.hypot(*(pair.true_um - middle).T)
+    radius = np.quantile(away, 0.06)
+    shown = np.hypot(*(pair.he_um - middle).T) < radius
+    fit = replace(pair, he_um=pair.he_um[shown]).sides.found()
+    assert fit is not None
+    assert fit.is_clear
+    left = away < radius - 20
+    error_um = errors_um(pair.true_um, fit, pair.xenium_um)
+    told_um = fit.error_um(pair.xenium_um)
+    assert np.median(error_um[left]) < 0.5
+    assert ((error_um <= 2) | (told_um > 2)).mean() >= 0.98
+    assert fit.on_tissue(pair.xenium_um[left]).all()
+    assert not fit.on_tissue(pair.xenium_um[away > radius + 80]).any()
+
+
+def test_a_strip_too_thin_for_windows_is_followed() -> None:
+    """A row of nuclei that leads away from the section, moved by 10 µm at its end."""
+    pair = point_pair(24)
+    rng = np.random.default_rng(3)
+    corner = pair.xenium_um[np.argmax(pair.xenium_um @ (1, 1))]
+    along = np.arange(20.0, 420.0, 9.0)
+    strip = corner + np.stack([along, rng.uniform(0, 25, len(along))], axis=1)
+    truly, _ = fit_affine(pair.xenium_um, pair.true_um, 1.0)
+    at = truly(strip) + np.outer((along / 400) ** 2, (8.0, -6.0))
+    he_um = np.concatenate([pair.he_um, at + 0.4 * rng.standard_normal(at.shape)])
+    width, height = (he_um.max(axis=0) + 100).tolist()
+    longer = PointPair(
+        np.concatenate([pair.xenium_um, strip]),
+        np.concatenate([pair.true_um, at]),
+        he_um,
+        (width, height),
+    )
+    fit = longer.sides.found()
+    assert fit is not None
+    error_um = errors_um(at, fit, strip)
+    assert np.median(error_um) < 0.7
+    assert error_um.max() < 4
 
 
 def test_evidence_of_the_truth_and_of_chance() -> None:
