@@ -1,6 +1,6 @@
 """Registration on pairs with known truth: every figure beside its limit; 1 where one isn't met.
 
-python -m benchmarks.registration [part …] [--out DIR] [--seeds A:B] [--data DIR]
+python -m benchmarks.registration [part …] [--out DIR] [--seeds A:B] [--slide FILE=MPP …]
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.registration import accuracy, bad_input, scale, wrong
+from benchmarks.registration.derived import MPP, SLIDE, Picture
 from benchmarks.registration.limits import Limits
 
 PARTS = ("accuracy", "wrong", "scale", "bad_input")
@@ -25,6 +26,12 @@ def seeds_of(text: str) -> range:
     return range(first, last)
 
 
+def picture_of(text: str) -> Picture:
+    """`FILE=MPP`."""
+    path, mpp = text.rsplit("=", 1)
+    return Picture.read(Path(path), float(mpp))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -34,7 +41,13 @@ def main() -> int:
     parser.add_argument(
         "--seeds", type=seeds_of, help="default: 1:21 for accuracy, 5000:5100 for the verdict"
     )
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="real data")
+    parser.add_argument(
+        "--slide",
+        type=picture_of,
+        action="append",
+        metavar="FILE=MPP",
+        help=f"real slides to derive pairs from; default: ../shared/data/{SLIDE}",
+    )
     given = parser.parse_args()
     parts = given.parts or PARTS
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
@@ -42,7 +55,8 @@ def main() -> int:
     pairs: Path = given.out / "pairs"
     pairs.mkdir(parents=True, exist_ok=True)
     if "accuracy" in parts:
-        accuracy.run(pairs, given.seeds or ACCURACY_SEEDS, given.data, limits)
+        pictures = given.slide or [Picture.read(Path("../shared/data") / SLIDE, MPP)]
+        accuracy.run(pairs, given.seeds or ACCURACY_SEEDS, pictures, limits)
     if "wrong" in parts:
         wrong.run(pairs, given.seeds or VERDICT_SEEDS, limits)
     if "scale" in parts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +12,11 @@ from scipy.stats import spearmanr
 from benchmarks.registration import series
 from benchmarks.registration.aligned import RIGHT_UM, Aligned, aligned
 from benchmarks.registration.baselines import BASELINES, best_affine
-from benchmarks.registration.derived import CROPS, derived, found_nuclei, read_picture
-from benchmarks.registration.derived import MPP as REAL_MPP
+from benchmarks.registration.derived import CROPS, Picture, derived
 from benchmarks.registration.limits import Limits, counted
 from benchmarks.registration.pairs import MPP, Pair
 from pairing.geometry import Affine
-from segmentation.network import load_model
+from segmentation.network import NucleusNetwork, load_model
 
 F64 = npt.NDArray[np.float64]
 
@@ -34,8 +33,8 @@ MIN_RIGHT_OR_FLAGGED = 0.97
 MIN_PRECISION, MIN_RECALL, MAX_FALSE_FLAGS, MIN_RANK = 0.98, 0.80, 0.05, 0.5
 
 
-def run(out: Path, seeds: Sequence[int], data: Path, limits: Limits) -> None:
-    """Every table of accuracy."""
+def run(out: Path, seeds: Sequence[int], pictures: Sequence[Picture], limits: Limits) -> None:
+    """Every table of accuracy; `pictures` are real slides to derive pairs from."""
     print(f"{len(seeds)} seeds, {series.N_CELLS} cells, slides at {MPP:g} µm/px")
     head()
     compared = set(seeds[:N_BASELINE_SEEDS])
@@ -50,9 +49,14 @@ def run(out: Path, seeds: Sequence[int], data: Path, limits: Limits) -> None:
         blurred.append(row(f"warp {FOCUS_WARP_UM:g}, focus", pair, seed in compared))
     for seed in seeds[:N_TORN]:
         torn.append(row("tear, fold", series.torn(out, seed).pair(), False))
-    real = [
-        row(f"real, warp {warp:g}", pair, True) for warp, pair in derived_pairs(out, seeds, data)
-    ]
+    network = load_model("compact", "cpu")
+    real = {
+        picture.name: [
+            row(f"real, warp {warp:g}", pair, True)
+            for warp, pair in derived_pairs(out, seeds[0], picture, network)
+        ]
+        for picture in pictures
+    }
     limits.head("accuracy, µm over all cells on tissue")
     for warp, some in clean.items():
         within(limits, f"simulated, warp {warp:g}", some, SIMULATED_MAX_UM)
@@ -62,24 +66,33 @@ def run(out: Path, seeds: Sequence[int], data: Path, limits: Limits) -> None:
         blurred,
         FOCUS_MAX_UM,
     )
-    within(
-        limits, f"derived from a real slide, warp ≤ {max(DERIVED_WARPS_UM):g}", real, DERIVED_MAX_UM
-    )
+    for name, some in real.items():
+        what = f"derived from {name}, warp ≤ {max(DERIVED_WARPS_UM):g}"
+        within(limits, what, some, DERIVED_MAX_UM)
     right_or_flagged(limits, torn)
     smooth = [a for some in clean.values() for a in some]
-    estimates(limits, [*smooth, *blurred, *torn, *real], smooth)
-    ranks(limits, [a for warp, some in clean.items() if warp for a in some])
+    derived_ones = [a for some in real.values() for a in some]
+    estimates(limits, [*smooth, *blurred, *torn, *derived_ones], smooth)
+    ranks(
+        limits,
+        {
+            "smooth": [a for warp, some in clean.items() if warp for a in some],
+            "other focus": blurred,
+            "tear, fold": torn,
+            # The first of each picture have no warp.
+            "real": [a for some in real.values() for a in some[len(CROPS) :]],
+        },
+    )
 
 
-def derived_pairs(out: Path, seeds: Sequence[int], data: Path) -> Iterator[tuple[float, Pair]]:
-    """Each crop of the real slide at each warp, another turn for each."""
-    rgb = read_picture(data)
-    network = load_model("compact", "cpu")
-    nuclei = found_nuclei(rgb, lambda tile: network.find(tile)[0], REAL_MPP)
-    seed = seeds[0]
+def derived_pairs(
+    out: Path, seed: int, picture: Picture, network: NucleusNetwork
+) -> Iterator[tuple[float, Pair]]:
+    """Each crop of a real slide at each warp, another turn for each."""
+    nuclei = picture.nuclei(network)
     for warp in DERIVED_WARPS_UM:
         for crop in CROPS.values():
-            yield warp, derived(out, rgb, REAL_MPP, nuclei, warp, seed, crop)
+            yield warp, derived(out, picture, nuclei, warp, seed, crop)
             seed += 1
 
 
@@ -153,17 +166,26 @@ def estimates(limits: Limits, every: Sequence[Aligned], clean: Sequence[Aligned]
     limits.line("false flags on clean pairs", float(flags.mean()), "≤", MAX_FALSE_FLAGS)
 
 
-def ranks(limits: Limits, warped: Sequence[Aligned]) -> None:
-    """Whether the estimate ranks the cells as their true errors do."""
-    pooled = spearmanr(
-        np.concatenate([a.error_um for a in warped]),
-        np.concatenate([a.estimate_um for a in warped]),
-    ).statistic
-    each = [float(spearmanr(a.error_um, a.estimate_um).statistic) for a in warped]
-    limits.line("rank correlation under warps, all cells", float(pooled), "≥", MIN_RANK)
+def ranks(limits: Limits, warped: Mapping[str, Sequence[Aligned]]) -> None:
+    """Whether the estimate ranks the cells as their true errors do, by kind of pair."""
+    every = [a for some in warped.values() for a in some]
+    limits.line("rank correlation under warps, cells of all pairs", rank_of(every), "≥", MIN_RANK)
+    each = [rank_of([a]) for a in every]
     limits.line(
         "rank correlation under warps, median of pairs", float(np.median(each)), "≥", MIN_RANK
     )
-    limits.told(
-        "rank correlation under warps, range of pairs", f"{min(each):.2f} to {max(each):.2f}"
-    )
+    for kind, some in warped.items():
+        alone = [rank_of([a]) for a in some]
+        limits.told(
+            f"rank correlation, {kind}: all cells; pairs",
+            f"{rank_of(some):.2f}; {min(alone):.2f} to {max(alone):.2f}",
+        )
+
+
+def rank_of(some: Sequence[Aligned]) -> float:
+    error, estimate = (np.concatenate(side) for side in zip(*map(both, some), strict=True))
+    return float(spearmanr(error, estimate).statistic)
+
+
+def both(found: Aligned) -> tuple[F64, F64]:
+    return found.error_um, found.estimate_um

@@ -8,6 +8,7 @@ Both images come from the same pixels, which is the best case of a section.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -22,12 +23,12 @@ from benchmarks.registration.pairs import Pair, Rgb, write_slide
 from pairing.geometry import Affine, Points
 from pairing.simulate.params import SlideParams
 from pairing.simulate.slide_map import SlideMap
+from segmentation.network import NucleusNetwork
 
 F64 = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int32]
 
-SLIDE = Path("slides") / "CMU-1-Small-Region.svs"
-MPP = 0.499
+SLIDE, MPP = Path("slides") / "CMU-1-Small-Region.svs", 0.499
 GLASS = (243, 243, 243)
 DROPPED, STRANGERS = 0.15, 0.10
 STRANGER_APART_UM = (6.0, 14.0)
@@ -41,8 +42,32 @@ CROPS = {
 _TILE_PX, _HALO_PX = 1024, 64
 
 
-def found_nuclei(rgb: Rgb, find: Callable[[Rgb], Labels], mpp: float) -> pd.DataFrame:
-    """x_um, y_um and area_um2 of the nuclei that `find` labels, in tiles that overlap."""
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A real slide in memory, with the µm per pixel that it is taken to have."""
+
+    name: str
+    rgb: Rgb
+    mpp: float
+
+    @classmethod
+    def read(cls, path: Path, mpp: float) -> Picture:
+        return cls(path.stem, np.asarray(tifffile.imread(path, key=0), np.uint8), mpp)
+
+    def nuclei(self, network: NucleusNetwork) -> pd.DataFrame:
+        """x_um, y_um and area_um2 of its nuclei, by a network at its own pixel size."""
+        times = self.mpp / network.mpp
+        resized = cv2.resize(self.rgb, None, fx=times, fy=times, interpolation=cv2.INTER_CUBIC)
+        height, width = self.rgb.shape[:2]
+        found = _found_nuclei(np.asarray(resized, np.uint8), lambda rgb: network.find(rgb)[0])
+        x = found["x_px"] * width / resized.shape[1]
+        y = found["y_px"] * height / resized.shape[0]
+        area = found["area_px"] * (self.mpp / times) ** 2
+        return pd.DataFrame({"x_um": x * self.mpp, "y_um": y * self.mpp, "area_um2": area})
+
+
+def _found_nuclei(rgb: Rgb, find: Callable[[Rgb], Labels]) -> pd.DataFrame:
+    """x_px, y_px and area_px of the nuclei that `find` labels, in tiles that overlap."""
     parts = []
     height, width = rgb.shape[:2]
     for y in range(0, height, _TILE_PX):
@@ -52,15 +77,14 @@ def found_nuclei(rgb: Rgb, find: Callable[[Rgb], Labels], mpp: float) -> pd.Data
             table = pd.DataFrame(regionprops_table(find(tile), properties=("centroid", "area")))
             at_x, at_y = table["centroid-1"] + x0 + 0.5, table["centroid-0"] + y0 + 0.5
             own = (at_x >= x) & (at_x < x + _TILE_PX) & (at_y >= y) & (at_y < y + _TILE_PX)
-            frame = {"x_um": at_x * mpp, "y_um": at_y * mpp, "area_um2": table["area"] * mpp**2}
+            frame = {"x_px": at_x, "y_px": at_y, "area_px": table["area"]}
             parts.append(pd.DataFrame(frame)[own])
     return pd.concat(parts, ignore_index=True)
 
 
 def derived(
     out: Path,
-    rgb: Rgb,
-    mpp: float,
+    picture: Picture,
     nuclei: pd.DataFrame,
     warp_um: float,
     seed: int,
@@ -72,6 +96,7 @@ def derived(
     15 % are dropped and 10 % strangers beside nuclei added.
     """
     rng = np.random.default_rng([seed, 10])
+    rgb, mpp = picture.rgb, picture.mpp
     height_um, width_um = (n * mpp for n in rgb.shape[:2])
     low, high = np.reshape(crop, (2, 2)) * (width_um, height_um)
     points = nuclei[["x_um", "y_um"]].to_numpy()
@@ -87,12 +112,12 @@ def derived(
     area = nuclei["area_um2"].to_numpy()
     params = SlideParams(mpp=mpp, warp_um=warp_um, mirror=bool(rng.random() < 0.5))
     slide_map, size_px = _on_a_slide(rng, params, (width_um, height_um), points)
-    name = f"derived-{seed}-{warp_um:g}"
+    name = f"{picture.name}-{seed}-{warp_um:g}"
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
-    path, picture = folder / "he.ome.tif", folder / "haematoxylin.png"
+    path, dye = folder / "he.ome.tif", folder / "haematoxylin.png"
     if not path.exists():
-        cv2.imwrite(str(picture), _haematoxylin(rgb))
+        cv2.imwrite(str(dye), _haematoxylin(rgb))
         write_slide(path, _resampled(rgb, mpp, slide_map, size_px), mpp, 90)
     return Pair(
         name=name,
@@ -102,13 +127,8 @@ def derived(
         px=slide_map.px_from_um(um),
         area_um2=np.concatenate([area[kept], area[beside]]),
         missing=np.zeros(len(um), bool),
-        picture=picture,
+        picture=dye,
     )
-
-
-def read_picture(data: Path) -> Rgb:
-    """The real slide, whole."""
-    return np.asarray(tifffile.imread(data / SLIDE, key=0), np.uint8)
 
 
 def _on_a_slide(

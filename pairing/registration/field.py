@@ -93,7 +93,7 @@ def solve_field(
     Wherever one of `within_um` lies. Matérn 5/2 and a linear trend (Rasmussen & Williams, 2006, eq.
     4.17 and 2.30) on blocks of 400 µm that overlap by half and are blended, each with its own
     length and amplitude; `noise_um`, (n,), of each along an axis, outliers weighed down by Tukey's
-    biweight; of more than `max_matches` around a block every second, third … is taken.
+    biweight; of more than `max_matches` around a block as many are taken, from all over it.
     """
     low = np.floor(within_um.min(axis=0) / STEP_UM) - 1
     size = np.ceil(within_um.max(axis=0) / STEP_UM) + 2 - low
@@ -142,35 +142,52 @@ def _solve(matches: _Matches, max_matches: int, block: _Block) -> tuple[Points, 
     near = np.sort(matches.tree.query_ball_point(block.middle_um, reach, p=np.inf)).astype(int)
     if not len(near):
         return np.zeros((len(nodes), 2)), trend + _AMPLITUDE_UM[-1] ** 2
-    near = near[:: -(-len(near) // max_matches)]
+    if len(near) > max_matches:
+        near = near[np.linspace(0, len(near) - 1, max_matches).astype(int)]
     at, shift = matches.at_um[near] - block.middle_um, matches.shift_um[near]
     noise = matches.noise_um[near]
-    few = slice(None, None, -(-len(at) // _LIKELIHOOD_MATCHES))
-    # Outliers that count in full would call for shorter lengths.
-    *_, weights = _robust(_kernel(at[few], at[few], *_FIRST), shift[few], noise[few])
-    usual = noise[few] / np.sqrt(weights)
-    size = max(
-        ((a, ell) for a in _AMPLITUDE_UM for ell in _LENGTH_UM),
-        key=lambda size: _log_likelihood(_kernel(at[few], at[few], *size), shift[few], usual),
-    )
-    factor, solved, _ = _robust(_kernel(at, at, *size), shift, noise)
-    cross = _kernel(nodes, at, *size)
+    apart_um, line = cdist(at, at), _line(at, at)
+    amplitude_um, length_um = _likeliest(apart_um, line, shift, noise)
+    kernel = amplitude_um**2 * _matern(apart_um, length_um) + line
+    factor, solved, _ = _robust(kernel, shift, noise)
+    cross = amplitude_um**2 * _matern(cdist(nodes, at), length_um) + _line(nodes, at)
     explained = linalg.solve_triangular(factor, cross.T, lower=True)
-    variance = np.maximum(trend + size[0] ** 2 - (explained**2).sum(axis=0), 0)
+    variance = np.maximum(trend + amplitude_um**2 - (explained**2).sum(axis=0), 0)
     return cross @ solved, variance
 
 
-def _kernel(a: Points, b: Points, amplitude_um: float, length_um: float) -> F64:
-    r = np.sqrt(5) * cdist(a, b) / length_um
-    smooth = amplitude_um**2 * (1 + r + r**2 / 3) * np.exp(-r)
-    return np.asarray(smooth + _TREND_UM**2 * (1 + a @ b.T / _TREND_REACH_UM**2))
+def _likeliest(apart_um: F64, line: F64, shift: Points, noise_um: F64) -> tuple[float, float]:
+    """Amplitude and length by the marginal likelihood of some of the matches."""
+    few = slice(None, None, -(-len(shift) // _LIKELIHOOD_MATCHES))
+    apart_um, line, shift, noise_um = apart_um[few, few], line[few, few], shift[few], noise_um[few]
+    # Outliers that count in full would call for shorter lengths.
+    first = _FIRST[0] ** 2 * _matern(apart_um, _FIRST[1]) + line
+    *_, weights = _robust(first, shift, noise_um)
+    usual = noise_um / np.sqrt(weights)
+    likelihood = {
+        (amplitude, length): _log_likelihood(amplitude**2 * smooth + line, shift, usual)
+        for length, smooth in ((ell, _matern(apart_um, ell)) for ell in _LENGTH_UM)
+        for amplitude in _AMPLITUDE_UM
+    }
+    return max(likelihood, key=lambda size: likelihood[size])
+
+
+def _matern(apart_um: F64, length_um: float) -> F64:
+    """Covariance by distance, 1 at none: Matérn 5/2."""
+    r = np.sqrt(5) / length_um * apart_um
+    return np.asarray((1 + r + r**2 / 3) * np.exp(-r))
+
+
+def _line(a: Points, b: Points) -> F64:
+    """Covariance of the linear trend of a block."""
+    return np.asarray(_TREND_UM**2 * (1 + a @ b.T / _TREND_REACH_UM**2))
 
 
 def _robust(kernel: F64, shift: Points, noise_um: F64) -> tuple[F64, Points, F64]:
     """Cholesky factor, weighed shifts and weights, after rounds of weighing outliers down."""
     weights = np.ones(len(shift))
     for _ in range(_ROUNDS):
-        factor = linalg.cholesky(kernel + np.diag(noise_um**2 / weights), lower=True)
+        factor = np.linalg.cholesky(kernel + np.diag(noise_um**2 / weights))
         solved = linalg.cho_solve((factor, True), shift)
         off = np.hypot(*(shift - kernel @ solved).T) / (np.sqrt(2) * _TUKEY * noise_um)
         weights = np.clip(1 - off**2, 0, None) ** 2 + _LEAST_WEIGHT
@@ -179,6 +196,6 @@ def _robust(kernel: F64, shift: Points, noise_um: F64) -> tuple[F64, Points, F64
 
 def _log_likelihood(kernel: F64, shift: Points, noise_um: F64) -> float:
     """Log marginal likelihood of both axes, but for a constant."""
-    factor = linalg.cholesky(kernel + np.diag(noise_um**2), lower=True)
+    factor = np.linalg.cholesky(kernel + np.diag(noise_um**2))
     solved = linalg.cho_solve((factor, True), shift)
     return float(-0.5 * (shift * solved).sum() - 2 * np.log(np.diag(factor)).sum())

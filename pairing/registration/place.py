@@ -49,7 +49,7 @@ _ACROSS_UM = 20.0
 _PLACE_UM, _NEAR_PLACE_UM = 5.0, 25.0
 # Rounds of matching: radius, and how many matches a block takes.
 _MAX_FIELDS, _GROWN = 12, 1.003
-_MATCHING = ((5.0, 250), (3.5, 250), (3.0, 1500))
+_MATCHING = ((5.0, 150), (3.0, 500))
 # Nuclei are matched only where a window around them has found its place.
 _KNOWN_UM = 60.0
 _NEAR_SD_UM = 2.0

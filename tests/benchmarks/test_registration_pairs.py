@@ -14,7 +14,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
 from benchmarks.registration.baselines import best_affine
-from benchmarks.registration.derived import derived
+from benchmarks.registration.derived import Picture, derived
 from benchmarks.registration.limits import Limits
 from benchmarks.registration.pairs import ONE_IMAGE_SHARE, Pair, Simulated, hard, simulated
 from benchmarks.registration.scale import MPP, PERIOD_PX, Repeated
@@ -100,7 +100,7 @@ def test_a_picture_is_stretched_as_told(tmp_path: Path) -> None:
     grey = np.asarray(240 * np.exp(-60 * gaussian_filter(dark, 4.0)), np.uint8)
     rgb = grey[..., None].repeat(3, axis=2)
     nuclei = pd.DataFrame({"x_um": px[:, 0] * mpp, "y_um": px[:, 1] * mpp, "area_um2": 30.0})
-    pair = derived(tmp_path, rgb, mpp, nuclei, warp_um=15.0, seed=3)
+    pair = derived(tmp_path, Picture("dots", rgb, mpp), nuclei, warp_um=15.0, seed=3)
     n = round(0.85 * len(px))
     assert len(pair.um) == n + round(0.1 * n)
     assert darker(pair.take(np.arange(n))) > 3
