@@ -20,8 +20,6 @@ TEAR_UM, FOLD_UM = (25.0, 40.0), (15.0, 30.0)
 SMALL = (2_000, 4_000)
 # Of a twentieth of it enough is left to be looked at.
 MEDIUM = 12_000
-# Of this seed the simulator can draw no next section: a vessel drifts out of the tissue's period.
-NO_NEXT_SECTION = {5014}
 
 
 def whole(out: Path, seed: int) -> Simulated:

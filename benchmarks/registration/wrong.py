@@ -30,8 +30,7 @@ def run(out: Path, seeds: Sequence[int], limits: Limits) -> None:
     """Every line of the verdict; wrong pairs are made of the first 15 of the sections."""
     right = [series.small(out, seed).pair() for seed in seeds]
     sections = right[:N_SECTIONS]
-    drawn = [seed for seed in seeds if seed not in series.NO_NEXT_SECTION][:N_SECTIONS]
-    serial = [series.small(out, seed, serial=True).pair() for seed in drawn]
+    serial = [series.small(out, seed, serial=True).pair() for seed in seeds[:N_SECTIONS]]
     limits.head("the verdict")
     rights(limits, [aligned(pair) for pair in right])
     larger = [series.medium(out, seed).pair() for seed in seeds[:N_LARGER]]

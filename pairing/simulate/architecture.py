@@ -110,7 +110,8 @@ class TissueMap:
             return replace(field, phase=field.phase + 0.12 * rng.standard_normal(field.phase.shape))
 
         vessels = self.vessels.copy()
-        vessels[:, :2] += 1.5 * rng.standard_normal((len(vessels), 2))
+        drift_um = 1.5 * rng.standard_normal((len(vessels), 2))
+        vessels[:, :2] = (vessels[:, :2] + drift_um) % self.period_um
         return replace(
             self,
             gland=drifted(self.gland),

@@ -28,7 +28,9 @@ from pairing.simulate import (
     labelled_tile,
     simulate,
 )
+from pairing.simulate.architecture import TissueMap
 from pairing.simulate.biology import ExpressionModel
+from pairing.simulate.tissue import PERIOD_UM
 from shards.errors import BadInput
 
 N_CELLS = 150
@@ -510,3 +512,13 @@ def test_several_fields_of_view_are_one_section(tmp_path: Path) -> None:
         Polygon(r[["vertex_x", "vertex_y"]].to_numpy()).area for _, r in ring.groupby("label_id")
     ]
     assert np.corrcoef(drawn, cells.cell_area)[0, 1] > 0.98
+
+
+def test_vessels_drift_around_the_period() -> None:
+    """Where one drifted beyond its edge, no next section could be drawn."""
+    rng = np.random.default_rng(1)
+    tissue_map = TissueMap.draw(rng, PERIOD_UM, None)
+    for _ in range(40):
+        tissue_map = tissue_map.next_section(rng)
+        centres = tissue_map.vessels[:, :2]
+        assert ((centres >= 0) & (centres < PERIOD_UM)).all()
