@@ -28,7 +28,7 @@ _MIN_OVERLAP = 0.3
 # Pieces of what is left of a section have little but the single nuclei to tell them by: finer
 # maps of windows with this radius in bins, few enough that stretch does no harm.
 _PIECE_BIN_UM, _MAX_PIECE_BINS, _PIECE_BINS = 5.0, 512, 28
-_MAX_PIECES, _LEAST_PIECE = 6, 100
+_MAX_PIECES, _LEAST_PIECE = 4, 100
 # Two candidates are one if they place the section within this of each other.
 _SAME_TURN_DEG, _SAME_SHIFT_UM = 12.0, 200.0
 
