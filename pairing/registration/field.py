@@ -187,9 +187,8 @@ def _robust(kernel: F64, shift: Points, noise_um: F64) -> tuple[F64, Points, F64
     """Cholesky factor, weighed shifts and weights, after rounds of weighing outliers down."""
     weights = np.ones(len(shift))
     for _ in range(_ROUNDS):
-        noisy = kernel + np.diag(noise_um**2 / weights)
         # Unlike SciPy's it lets the other threads run.
-        factor: F64 = np.linalg.cholesky(noisy)
+        factor = np.asarray(np.linalg.cholesky(kernel + np.diag(noise_um**2 / weights)))
         solved = linalg.cho_solve((factor, True), shift)
         off = np.hypot(*(shift - kernel @ solved).T) / (np.sqrt(2) * _TUKEY * noise_um)
         weights = np.clip(1 - off**2, 0, None) ** 2 + _LEAST_WEIGHT
