@@ -22,6 +22,8 @@ F64 = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
 MIN_NUCLEI = 200
+# Held-out nuclei on tissue; of MIN_NUCLEI that all lie there about 67 are held out.
+MIN_HELD_OUT = 50
 # Below this evidence a place is wrong, above CLEAR_EVIDENCE right; z likewise.
 _WRONG_EVIDENCE, _WRONG_Z = 0.08, 4.0
 # Share of cells that are not sure, above which the run is doubtful.
@@ -108,6 +110,8 @@ def align(
         return Alignment(as_given, "fail", (reason,), mpp_as_given, None)
     error_um = fit.error_um(nuclei_um)
     verdict, reasons = _verdict(fit.evidence, error_um)
+    if verdict == "not_assessable" and given is not None:
+        return Alignment(as_given, verdict, reasons, mpp_as_given, None)
     warp = _warp(fit, nuclei_um, he_um_from_he_px.inverse)
     sure = error_um <= SURE_UM
     implied_mpp = mpp / _local_scale(fit, nuclei_um[sure] if sure.any() else nuclei_um)
@@ -150,6 +154,12 @@ def _verdict(evidence: Evidence, error_um: F64) -> tuple[Verdict, tuple[str, ...
     where = f"{unsure:.0%} of the cells may be more than {SURE_UM:g} µm off"
     if evidence.evidence < _WRONG_EVIDENCE or evidence.z < _WRONG_Z:
         return "fail", (told,)
+    if evidence.n_held_out < MIN_HELD_OUT:
+        few = (
+            f"{evidence.n_held_out} nuclei held out of the fit lie on tissue of the slide, fewer "
+            f"than {MIN_HELD_OUT}: too few to judge by"
+        )
+        return "not_assessable", (few,)
     if evidence.evidence < CLEAR_EVIDENCE:
         return "doubtful", (told,)
     if unsure > _DOUBTFUL_UNSURE:

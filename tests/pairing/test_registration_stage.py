@@ -136,6 +136,22 @@ def test_too_few_nuclei_leave_the_pixel_size_to_be_judged(
     assert automatic.cells["x_px"].isna().all()
 
 
+def test_evidence_of_few_nuclei_never_passes(
+    simulated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pairing.registration.automatic.MIN_HELD_OUT", 1000)
+    automatic = registered(simulated, "auto").registration
+    assert automatic.verdict == "not_assessable"
+    assert automatic.evidence is not None
+    assert automatic.reasons == (
+        f"{automatic.evidence.n_held_out} nuclei held out of the fit lie on tissue of the slide, "
+        "fewer than 1000: too few to judge by",
+    )
+    given = registered(simulated, simulated / "he_imagealignment.csv").registration
+    assert (given.verdict, given.refined) == ("not_assessable", False)
+    assert given.reasons[0].endswith("taken as given")
+
+
 def test_a_record_without_a_transform_has_none_to_be_read(
     simulated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
