@@ -23,8 +23,14 @@ _TISSUE_UM = 30.0
 # Where the same nuclei are put aside to see how many match by chance.
 _ASIDE_UM = (15.0, 22.0, 30.0)
 _DIRECTIONS = 4
-# Local shares are means over this many held-out nuclei, weighed by a Gaussian of their distance.
-_N_LOCAL = 40
+# Local shares are means over this many held-out nuclei, weighed by a Gaussian of their distance:
+# all around a point, and on one side of it, for six sides. One side alone varies more, and may
+# have less of the support.
+_N_LOCAL, _N_BESIDE, _SIDES, _ONE_SIDED = 40, 60, 6, 0.75
+# A side with less of the weight is beyond the edge of the section.
+_LEAST_SIDE = 0.25
+# Points at a time, for memory.
+_AT_A_TIME = 50_000
 
 
 class Evidence(Record):
@@ -55,8 +61,8 @@ def hold_out(cell_ids: Sequence[str]) -> Mask:
 class LocalEvidence:
     """For each held-out nucleus: its place, whether its picture is near, and how often by chance.
 
-    `usual` is the share that is near where all is well: the 80th percentile of local shares on
-    tissue.
+    `usual` is the share that is near where all is well: the 80th percentile of the shares around
+    those on tissue.
     """
 
     xenium_um: Points
@@ -65,10 +71,37 @@ class LocalEvidence:
     usual: float
 
     def support_at(self, points_um: Points) -> F64:
-        """(n,) 1 where as many nuclei are near their pictures as is usual, 0 where chance rules."""
+        """(n,) 1 where as many nuclei are near their pictures as is usual, 0 where chance rules.
+
+        Of the worst side of a point: those across a tear say nothing of it.
+        """
         if not len(self.near):
             return np.zeros(len(points_um))
-        share, chance = _local(self.xenium_um, points_um, self.near, self.near_by_chance)
+        parts = [
+            np.minimum(self._around(part), self._worst_side(part) / _ONE_SIDED)
+            for part in np.split(points_um, range(_AT_A_TIME, len(points_um), _AT_A_TIME))
+        ]
+        return np.concatenate(parts)
+
+    def _around(self, points_um: Points) -> F64:
+        i, weight = _weights(self.xenium_um, points_um, _N_LOCAL)
+        return self._compared(i, weight)
+
+    def _worst_side(self, points_um: Points) -> F64:
+        i, weight = _weights(self.xenium_um, points_um, _N_BESIDE)
+        away = self.xenium_um[i] - points_um[:, None]
+        worst = np.full(len(points_um), np.inf)
+        for angle in np.arange(_SIDES) * 2 * np.pi / _SIDES:
+            ahead = away @ np.array([np.cos(angle), np.sin(angle)]) >= 0
+            there = (weight * ahead).sum(axis=1) >= _LEAST_SIDE
+            side = self._compared(i[there], (weight * ahead)[there])
+            worst[there] = np.minimum(worst[there], side)
+        return worst
+
+    def _compared(self, i: npt.NDArray[np.int64], weight: F64) -> F64:
+        """Means of nuclei i with weights, between chance and what is usual."""
+        weight = weight / weight.sum(axis=1, keepdims=True)
+        share, chance = ((weight * v[i]).sum(axis=1) for v in (self.near, self.near_by_chance))
         return np.asarray((share - chance) / np.maximum(self.usual - chance, 0.05))
 
 
@@ -110,7 +143,8 @@ def weigh_evidence(
     share, chance = float(matched.sum() / n), float(shares.mean())
     # Twelve shifts tell the spread badly where few nuclei are: not less than that of a coin.
     spread = max(float(shares.std()), np.sqrt(chance * (1 - chance) / n), 1e-3)
-    usual = np.quantile(_local(xenium_um, xenium_um[shown], near, near_by_chance)[0], 0.8)
+    i, weight = _weights(xenium_um, xenium_um[shown], _N_LOCAL)
+    usual = np.quantile((weight * near[i]).sum(axis=1), 0.8)
     return Evidence(
         n_held_out=n,
         n_he_nuclei=he_tree.n,
@@ -148,12 +182,10 @@ def _mutual_distance(points_um: Points, he_tree: cKDTree) -> F64:
     return distance
 
 
-def _local(at_um: Points, points_um: Points, *values: F64) -> list[F64]:
-    """Means of values over the nearest held-out nuclei of each point."""
-    k = min(_N_LOCAL, len(at_um))
-    distance, i = cKDTree(at_um).query(points_um, k=[*range(1, k + 1)])
+def _weights(at_um: Points, points_um: Points, k: int) -> tuple[npt.NDArray[np.int64], F64]:
+    """Rows of the nearest of `at_um`, (n, k), and their weights, which sum up to 1."""
+    distance, i = cKDTree(at_um).query(points_um, k=[*range(1, min(k, len(at_um)) + 1)])
     # Three sigma to the last of them: they are weighed alike wherever cells lie dense or sparse.
     sigma = np.maximum(distance[:, -1:] / 2, 1.0)
     weight = np.exp(-0.5 * (distance / sigma) ** 2)
-    weight /= weight.sum(axis=1, keepdims=True)
-    return [np.asarray((weight * v[i]).sum(axis=1)) for v in values]
+    return i, np.asarray(weight / weight.sum(axis=1, keepdims=True))
