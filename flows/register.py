@@ -13,6 +13,7 @@ from flows.config import RegistrationSection
 from flows.failures import DONE, FAULTS_FOUND
 from flows.report.registration_page import PAGE_FILE, write_registration_page
 from pairing.geometry import Affine
+from pairing.registration.place import SURE_UM
 from pairing.registration.record import (
     CELLS_FILE,
     FIELD_FILE,
@@ -54,7 +55,7 @@ def register(xenium: Path, slide: Path, out: Path, alignment: str, mpp: float | 
     write_registration(out, registration, warp, registered.cells)
     for reason in registration.reasons:
         log.warning("registration %s: %s", registration.verdict, reason)
-    if warp is not None:
+    if warp is not None and registration.verdict in ("pass", "doubtful"):
         # The field's affine is the best one through all nuclei.
         morphology_px_from_he_px = morphology_px_from_xenium_um @ warp.affine.inverse
         write_atomically(out / MATRIX_FILE, _as_csv(morphology_px_from_he_px).encode())
@@ -80,9 +81,12 @@ def _check(out: Path, mpp: float | None) -> None:
 
 def _in_words(registration: Registration) -> str:
     error = registration.error_um
-    if error is None:
+    if error is None or registration.verdict == "fail":
         return ""
-    return f", cells {error.median_um:.2f} µm off in the median, as estimated"
+    return (
+        f", cells {error.median_um:.2f} µm off in the median, as estimated, "
+        f"{error.share_above_2_um:.1%} perhaps above {SURE_UM:g} µm"
+    )
 
 
 def _as_csv(affine: Affine) -> str:

@@ -79,7 +79,7 @@ def _registration_checks(registration: Registration) -> list[Check]:
               marks[registration.verdict]),
         Check(
             "Pixel size that the alignment implies",
-            f"{registration.implied_mpp:.4f} µm, the slide says {registration.slide_mpp:.4f} "
+            f"{registration.implied_mpp:.4f} µm, stated are {registration.slide_mpp:.4f} "
             f"({off:+.1%})",
             f"within {MPP_DOUBTFUL:.0%}",
             "good" if abs(off) <= MPP_DOUBTFUL else "look",

@@ -10,6 +10,8 @@ from pairing.registration.gates import MPP_DOUBTFUL, MPP_FAIL, SHARE_DOUBTFUL
 from pairing.registration.place import CLEAR_EVIDENCE, SURE_UM
 from pairing.registration.record import Registration
 
+# Fewer unsure cells than this are on the rims of any section.
+_FEW = 0.05
 _EXPORT = "export the alignment from Xenium Explorer and give it"
 
 
@@ -17,6 +19,12 @@ def meaning(registration: Registration) -> str:
     """One sentence on what the verdict says of the cells' places."""
     match registration.verdict:
         case "pass":
+            error = registration.error_um
+            if error is not None and error.share_above_2_um > _FEW:
+                return (
+                    "Most cells lie on their nuclei; each says how far off it may be, and "
+                    f"{error.share_above_2_um:.0%} may be nowhere near."
+                )
             return "The cells lie on their nuclei; each says how far off it may be."
         case "doubtful":
             return "The cells may lie on their nuclei, but not surely, or not everywhere."
@@ -89,6 +97,11 @@ def _on_the_verdict(registration: Registration) -> Iterator[str]:
                 yield (
                     "Check that slide and bundle are of the same section. The section after, "
                     "another stain and a fluorescence picture do not fit, and should not."
+                )
+            if registration.he_px_from_xenium_um is None:
+                yield (
+                    f"Check the pixel size, stated as {registration.slide_mpp:g} µm: sizes from "
+                    "0.75 to 1.33 times that were tried, no others."
                 )
             if registration.method == "auto":
                 yield f"If it is the same section: {_EXPORT}."

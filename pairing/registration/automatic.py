@@ -106,7 +106,10 @@ def align(
                 )
                 return Alignment(as_given, "fail", (reason,), mpp_as_given, None)
     if fit is None:
-        reason = "nowhere on the slide do nuclei lie as those of the run do"
+        reason = (
+            f"nowhere on the slide do nuclei lie as those of the run do, at its {mpp:g} µm per "
+            "pixel and 0.75 to 1.33 times that"
+        )
         return Alignment(as_given, "fail", (reason,), mpp_as_given, None)
     error_um = fit.error_um(nuclei_um)
     verdict, reasons = _verdict(fit.evidence, error_um)

@@ -39,7 +39,7 @@ class Finding:
 def mpp_findings(
     slide_path: Path, slide_mpp: float, implied_mpp: float, *, automatic: bool
 ) -> Iterator[Finding]:
-    """The pixel size that an alignment implies against the one that the slide says."""
+    """The pixel size that an alignment implies against the stated one."""
     off = implied_mpp / slide_mpp - 1
     if abs(off) <= MPP_DOUBTFUL:
         return
@@ -51,8 +51,8 @@ def mpp_findings(
         remedy = f"{name} beside it says {mpp:.4f}: the alignment is of that file, give it as slide"
     yield Finding(
         "fail" if abs(off) > MPP_FAIL else "doubtful",
-        f"the alignment implies {implied_mpp:.4f} µm per pixel, the slide says "
-        f"{slide_mpp:.4f} ({off:+.1%}); {remedy}",
+        f"the alignment implies {implied_mpp:.4f} µm per pixel, {slide_mpp:.4f} is stated "
+        f"({off:+.1%}); {remedy}",
     )
 
 
@@ -81,7 +81,8 @@ def density_findings(correlation: dict[str, float]) -> Iterator[Finding]:
         yield Finding(
             "fail" if lead < LEAD_FAIL else "doubtful",
             f"cell density fits the stained tissue with r = {correlation['given']:.2f}, "
-            f"the {best.replace('_', ' ')} variant with r = {others[best]:.2f}",
+            f"the {best.replace('_', ' ')} variant with r = {others[best]:.2f}"
+            + ("; it may be given the wrong way round" if best == "inverse" else ""),
         )
 
 

@@ -35,12 +35,12 @@ def assessed(run: Path, slide_path: Path, alignment: Path, mpp: float | None) ->
     [
         (1.01, "pass", None),
         (0.99, "pass", None),
-        (1.03, "doubtful", r"implies 0\.2738 µm per pixel, the slide says 0\.2820 \(-2\.9%\)"),
-        (0.97, "doubtful", r"implies 0\.2738 µm per pixel, the slide says 0\.2656 \(\+3\.1%\)"),
-        (1.10, "fail", r"the slide says 0\.3012 \(-9\.1%\); if .* right, set mpp = 0\.2738"),
-        (0.90, "fail", r"the slide says 0\.2464 \(\+11\.1%\); if .* right, set mpp = 0\.2738"),
-        (1.50, "fail", r"the slide says 0\.4107 \(-33\.3%\); if .* right, set mpp = 0\.2738"),
-        (0.50, "fail", r"the slide says 0\.1369 \(\+100\.0%\); if .* right, set mpp = 0\.2738"),
+        (1.03, "doubtful", r"implies 0\.2738 µm per pixel, 0\.2820 is stated \(-2\.9%\)"),
+        (0.97, "doubtful", r"implies 0\.2738 µm per pixel, 0\.2656 is stated \(\+3\.1%\)"),
+        (1.10, "fail", r"0\.3012 is stated \(-9\.1%\); if .* right, set mpp = 0\.2738"),
+        (0.90, "fail", r"0\.2464 is stated \(\+11\.1%\); if .* right, set mpp = 0\.2738"),
+        (1.50, "fail", r"0\.4107 is stated \(-33\.3%\); if .* right, set mpp = 0\.2738"),
+        (0.50, "fail", r"0\.1369 is stated \(\+100\.0%\); if .* right, set mpp = 0\.2738"),
     ],
 )
 def test_a_wrong_pixel_size_is_silent_doubtful_or_a_failure(
@@ -92,7 +92,7 @@ def test_the_tif_beside_the_ome_tif_is_told_apart(simulated: Path, two_files: Pa
     wrong = assessed(simulated, two_files / "A_he_image.tif", alignment, None)
     assert wrong.verdict == "fail"
     assert wrong.reasons[0] == (
-        "the alignment implies 0.2738 µm per pixel, the slide says 0.3651 (-25.0%); "
+        "the alignment implies 0.2738 µm per pixel, 0.3651 is stated (-25.0%); "
         "A_he_image.ome.tif beside it says 0.2738: the alignment is of that file, give it as slide"
     )
 
