@@ -285,6 +285,7 @@ def of_patients(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     folder = tmp_path_factory.mktemp("patients")
     image = tifffile.imread(simulated / "he.ome.tif", level=0)
     text = 'name = "n"\nout = "out"\n[segmentation]\nmodel = "none"\n'
+    text += "[filters]\nmax_registration_error_um = 60\n"
     text += "[split.fractions]\ntrain = 1.0\n"
     for number, (slide, write) in enumerate(MAKERS.items()):
         for run in (f"whole{number}", f"cut{number}", f"garbage{number}"):

@@ -26,7 +26,7 @@ _DIRECTIONS = 4
 # Local shares are means over this many held-out nuclei, weighed by a Gaussian of their distance:
 # all around a point, and on one side of it, for six sides. One side alone varies more, and may
 # have less of the support.
-_N_LOCAL, _N_BESIDE, _SIDES, _ONE_SIDED = 40, 60, 6, 0.75
+_N_LOCAL, _N_BESIDE, _SIDES, _ONE_SIDED = 40, 60, 6, 0.6
 # A side with less of the weight is beyond the edge of the section.
 _LEAST_SIDE = 0.25
 # Points at a time, for memory.

@@ -322,10 +322,10 @@ def mirrored(matrix: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     ("change", "refine", "words"),
     [
-        (np.linalg.inv, "false", "the slide says"),
+        (np.linalg.inv, "false", "is stated"),
         (mirrored, "false", "variant with r"),
         (lambda m: m @ np.diag([1.06, 1.06, 1.0]), "false", "set mpp = 0.2902"),
-        (np.linalg.inv, "true", "the slide says"),
+        (np.linalg.inv, "true", "is stated"),
         (mirrored, "true", "from where their nuclei lie on the slide"),
     ],
     ids=["inverse", "mirrored", "wrong scale", "inverse, refined", "mirrored, refined"],

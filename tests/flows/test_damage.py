@@ -27,6 +27,7 @@ size_px = 64
 center = "cell"
 [filters]
 min_counts = 0
+max_registration_error_um = 60
 {filters}
 [split]
 assign = {{ D1 = "train" }}

@@ -33,6 +33,8 @@ fov_um = 32
 size_px = 64
 [segmentation]
 model = "none"
+[filters]
+max_registration_error_um = 60
 [split]
 assign = {{ "Ä 1" = "train", B = "val", C = "test" }}
 [[runs]]

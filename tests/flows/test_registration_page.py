@@ -185,7 +185,7 @@ def test_its_numbers_are_those_of_the_record(page: Page, hostile: Path) -> None:
     assert f"({error.share_above_2_um:.1%})" in page.text
     transform = values(page, "transform")
     assert transform["mirror image"] == "yes"
-    assert transform["µm per pixel, as the slide says"] == f"{registration.slide_mpp:.4f}"
+    assert transform["µm per pixel, as stated"] == f"{registration.slide_mpp:.4f}"
     assert transform["µm per pixel, as the transform implies"] == f"{registration.implied_mpp:.4f}"
     assert transform["moved by the refinement: median, 95 of 100, most"] == "4.4, 7.8, 8.9 µm"
     assert transform["cells on the slide"] == f"{registration.share_on_slide:.2%}"
