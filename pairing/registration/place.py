@@ -35,7 +35,7 @@ from pairing.registration.votes import FIRST_Z, Shifts, find_shifts
 Mask = npt.NDArray[np.bool_]
 F64 = npt.NDArray[np.float64]
 
-# Right registrations have evidence of 0.35 and more and z of 14 and more, wrong ones 0.05 and 3
+# Right registrations have evidence of 0.45 and more and z of 14 and more, wrong ones 0.05 and 3
 # at most (docs/registration.md).
 CLEAR_EVIDENCE, CLEAR_Z = 0.15, 6.0
 # Pixel sizes that files state may be wrong by a quarter; a stretch of 3.5 % does no harm.
