@@ -55,13 +55,14 @@ def register(xenium: Path, slide: Path, out: Path, alignment: str, mpp: float | 
     write_registration(out, registration, warp, registered.cells)
     for reason in registration.reasons:
         log.warning("registration %s: %s", registration.verdict, reason)
-    if warp is not None and registration.verdict in ("pass", "doubtful"):
+    usable = registration.verdict in ("pass", "doubtful")
+    if warp is not None and usable:
         # The field's affine is the best one through all nuclei.
         morphology_px_from_he_px = morphology_px_from_xenium_um @ warp.affine.inverse
         write_atomically(out / MATRIX_FILE, _as_csv(morphology_px_from_he_px).encode())
     page = write_registration_page(out, xenium, slide, mpp, None if given == "auto" else given)
     print(f"{registration.verdict}{_in_words(registration)}: {page}")
-    return DONE if registration.verdict in ("pass", "doubtful") else FAULTS_FOUND
+    return DONE if usable else FAULTS_FOUND
 
 
 def _check(out: Path, mpp: float | None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from flows.beside import Candidate, look_beside
 from flows.sheet import SheetRow
 from flows.toml_text import comment, path_from, quoted
+from pairing.registration.gates import implied_mpp_of
 from pairing.registration.given import read_alignment
 from pairing.slide import open_slide
 from pairing.xenium import open_xenium
@@ -122,7 +122,7 @@ def _alignment_lines(
 ) -> Iterator[str]:
     def look(path: Path) -> str:
         method, he_px_from_xenium_um, _ = read_alignment(path, bundle.pixel_size_um)
-        implied_mpp = 1 / math.sqrt(he_px_from_xenium_um.area_scale)
+        implied_mpp = implied_mpp_of(he_px_from_xenium_um)
         return f"{method}, by which the slide has {implied_mpp:.4g} µm per pixel"
 
     given = row.values.get("alignment")

@@ -32,6 +32,7 @@ def scratch(out: Path) -> Iterator[Path]:
     sweep(out)
     sweep_semaphores()
     owner = this_process()
+    # What names semaphores is private, and typeshed leaves it out.
     multiprocessing.current_process()._config["semprefix"] = (  # type: ignore[attr-defined]
         f"/{_semaphores_of(owner.host)}-{owner.pid}-{owner.started_s:.0f}"
     )

@@ -205,7 +205,7 @@ def read_only(trial: Trial, reference: Path) -> None:
             trial.run(
                 f"read-only output, {name}",
                 out,
-                lambda disk=disk: disk.remount("rw"),  # type: ignore[misc]
+                lambda disk=disk: disk.remount("rw"),  # type: ignore[misc]  # of a default
                 code=BAD_INPUT,
                 words=REFUSED,
             )
@@ -225,7 +225,7 @@ def forbidden(trial: Trial, reference: Path) -> None:
         trial.run(
             f"permission denied, {name}",
             out,
-            lambda folder=folder: folder.chmod(0o755),  # type: ignore[misc]
+            lambda folder=folder: folder.chmod(0o755),  # type: ignore[misc]  # of a default
             code=BAD_INPUT,
             words=REFUSED,
             prefix=prefix,

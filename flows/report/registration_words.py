@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from flows.report.registration_parts import stretch_of
 from pairing.geometry import Affine
 from pairing.registration.gates import MPP_DOUBTFUL, MPP_FAIL, SHARE_DOUBTFUL
-from pairing.registration.place import CLEAR_EVIDENCE, SURE_UM
+from pairing.registration.place import CLEAR_EVIDENCE, SCALES, SURE_UM
 from pairing.registration.record import Registration
 
 # Fewer unsure cells than this are on the rims of any section.
@@ -101,7 +101,7 @@ def _on_the_verdict(registration: Registration) -> Iterator[str]:
             if registration.he_px_from_xenium_um is None:
                 yield (
                     f"Check the pixel size, stated as {registration.slide_mpp:g} µm: sizes from "
-                    "0.75 to 1.33 times that were tried, no others."
+                    f"{min(SCALES):g} to {max(SCALES):g} times that were tried, no others."
                 )
             if registration.method == "auto":
                 yield f"If it is the same section: {_EXPORT}."

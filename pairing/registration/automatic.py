@@ -10,9 +10,10 @@ import numpy.typing as npt
 from pairing.geometry import Affine, Points
 from pairing.registration.evidence import Evidence, hold_out
 from pairing.registration.field import STEP_UM
+from pairing.registration.gates import implied_mpp_of
 from pairing.registration.growth import fit_affine
 from pairing.registration.he_nuclei import OpenSlide, find_he_nuclei
-from pairing.registration.place import CLEAR_EVIDENCE, SURE_UM, Fit, Sides
+from pairing.registration.place import CLEAR_EVIDENCE, SCALES, SURE_UM, Fit, Sides
 from pairing.registration.record import Verdict
 from pairing.warp import Warp
 
@@ -78,7 +79,7 @@ def align(
         mpp, size_px = slide.mpp, slide.size_px
     as_given, mpp_as_given = None, None
     if given is not None:
-        as_given, mpp_as_given = Warp(given), float(1 / np.sqrt(given.area_scale))
+        as_given, mpp_as_given = Warp(given), implied_mpp_of(given)
     if len(nuclei_um) < MIN_NUCLEI:
         few = _too_few(len(nuclei_um), "in the run")
         return Alignment(as_given, "not_assessable", (few,), mpp_as_given, None)
@@ -108,7 +109,7 @@ def align(
     if fit is None:
         reason = (
             f"nowhere on the slide do nuclei lie as those of the run do, at its {mpp:g} µm per "
-            "pixel and 0.75 to 1.33 times that"
+            f"pixel and {min(SCALES):g} to {max(SCALES):g} times that"
         )
         return Alignment(as_given, "fail", (reason,), mpp_as_given, None)
     error_um = fit.error_um(nuclei_um)

@@ -121,8 +121,9 @@ def _windows(he_um: Points, radius_um: float) -> Iterator[Points]:
         middle = int(np.where(free, n_around, 0).argmax())
         if not free[middle] or n_around[middle] < _LEAST_PIECE:
             break
-        yield he_um[tree.query_ball_point(he_um[middle], radius_um)]
-        free[tree.query_ball_point(he_um[middle], radius_um)] = False
+        inside = tree.query_ball_point(he_um[middle], radius_um)
+        yield he_um[inside]
+        free[inside] = False
 
 
 @dataclass(frozen=True, slots=True)

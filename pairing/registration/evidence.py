@@ -77,18 +77,18 @@ class LocalEvidence:
         """
         if not len(self.near):
             return np.zeros(len(points_um))
+        tree = cKDTree(self.xenium_um)
         parts = [
-            np.minimum(self._around(part), self._worst_side(part) / _ONE_SIDED)
+            np.minimum(self._around(tree, part), self._worst_side(tree, part) / _ONE_SIDED)
             for part in np.split(points_um, range(_AT_A_TIME, len(points_um), _AT_A_TIME))
         ]
         return np.concatenate(parts)
 
-    def _around(self, points_um: Points) -> F64:
-        i, weight = _weights(self.xenium_um, points_um, _N_LOCAL)
-        return self._compared(i, weight)
+    def _around(self, tree: cKDTree, points_um: Points) -> F64:
+        return self._compared(*_weights(tree, points_um, _N_LOCAL))
 
-    def _worst_side(self, points_um: Points) -> F64:
-        i, weight = _weights(self.xenium_um, points_um, _N_BESIDE)
+    def _worst_side(self, tree: cKDTree, points_um: Points) -> F64:
+        i, weight = _weights(tree, points_um, _N_BESIDE)
         away = self.xenium_um[i] - points_um[:, None]
         worst = np.full(len(points_um), np.inf)
         for angle in np.arange(_SIDES) * 2 * np.pi / _SIDES:
@@ -143,7 +143,7 @@ def weigh_evidence(
     share, chance = float(matched.sum() / n), float(shares.mean())
     # Twelve shifts tell the spread badly where few nuclei are: not less than that of a coin.
     spread = max(float(shares.std()), np.sqrt(chance * (1 - chance) / n), 1e-3)
-    i, weight = _weights(xenium_um, xenium_um[shown], _N_LOCAL)
+    i, weight = _weights(cKDTree(xenium_um), xenium_um[shown], _N_LOCAL)
     usual = np.quantile((weight * near[i]).sum(axis=1), 0.8)
     return Evidence(
         n_held_out=n,
@@ -182,9 +182,9 @@ def _mutual_distance(points_um: Points, he_tree: cKDTree) -> F64:
     return distance
 
 
-def _weights(at_um: Points, points_um: Points, k: int) -> tuple[npt.NDArray[np.int64], F64]:
-    """Rows of the nearest of `at_um`, (n, k), and their weights, which sum up to 1."""
-    distance, i = cKDTree(at_um).query(points_um, k=[*range(1, min(k, len(at_um)) + 1)])
+def _weights(tree: cKDTree, points_um: Points, k: int) -> tuple[npt.NDArray[np.int64], F64]:
+    """Rows of the nearest in the tree, (n, k), and their weights, which sum up to 1."""
+    distance, i = tree.query(points_um, k=[*range(1, min(k, tree.n) + 1)])
     # Three sigma to the last of them: they are weighed alike wherever cells lie dense or sparse.
     sigma = np.maximum(distance[:, -1:] / 2, 1.0)
     weight = np.exp(-0.5 * (distance / sigma) ** 2)

@@ -25,7 +25,6 @@ STEP_UM = 25.0
 # Steps between the middles of blocks; each reaches to those of its neighbours.
 _BLOCK_STEPS = 8
 _HALO_UM = 100.0
-_MAX_MATCHES = 700
 # Candidates for the size and the reach of the displacement, by marginal likelihood in each block.
 _AMPLITUDE_UM = (0.5, 2.0, 8.0, 32.0)
 _LENGTH_UM = (160.0, 320.0, 640.0)
@@ -86,7 +85,7 @@ def solve_field(
     shift_um: Points,
     within_um: Points,
     noise_um: F64,
-    max_matches: int = _MAX_MATCHES,
+    max_matches: int,
 ) -> Field:
     """The smooth displacement that explains `shift_um`, (n, 2), measured at `at_um`.
 

@@ -36,6 +36,11 @@ class Finding:
     words: str
 
 
+def implied_mpp_of(he_px_from_xenium_um: Affine) -> float:
+    """µm of Xenium per level-0 pixel of the slide."""
+    return float(1 / np.sqrt(he_px_from_xenium_um.area_scale))
+
+
 def mpp_findings(
     slide_path: Path, slide_mpp: float, implied_mpp: float, *, automatic: bool
 ) -> Iterator[Finding]:

@@ -39,7 +39,7 @@ F64 = npt.NDArray[np.float64]
 # at most (docs/registration.md).
 CLEAR_EVIDENCE, CLEAR_Z = 0.15, 6.0
 # Pixel sizes that files state may be wrong by a quarter; a stretch of 3.5 % does no harm.
-_SCALES = (0.93, 1.07, 0.86, 1.15, 0.8, 1.24, 0.75, 1.33)
+SCALES = (0.93, 1.07, 0.86, 1.15, 0.8, 1.24, 0.75, 1.33)
 _N_CANDIDATES, _N_OF_PIECE = 6, 2
 # Candidates are compared by the windows of so many nuclei, in squares all over the section.
 _COMPARED_NUCLEI, _SQUARE_UM = 15_000, 600.0
@@ -52,6 +52,7 @@ _MAX_FIELDS, _GROWN = 12, 1.003
 _MATCHING = ((5.0, 150), (3.0, 500))
 # Nuclei are matched only where a window around them has found its place.
 _KNOWN_UM = 60.0
+# Or, on from there, where the field is as sure along an axis.
 _NEAR_SD_UM = 2.0
 # Of a match along an axis; the least is what pixels allow, the most what a chance match has.
 _NOISE_UM, _N_NOISE = (0.2, 1.2), 24
@@ -135,7 +136,7 @@ class Sides:
         yield find_pieces(own, self.he_um, _N_OF_PIECE)
         scaled = [
             candidate
-            for scale in _SCALES
+            for scale in SCALES
             for candidate in find_candidates(own, self.he_um, self.slide_um, scale, _N_CANDIDATES)
         ]
         yield sorted(scaled, key=lambda candidate: -candidate.correlation)[:_N_CANDIDATES]

@@ -18,6 +18,7 @@ from pairing.registration.gates import (
     Finding,
     density_correlations,
     density_findings,
+    implied_mpp_of,
     mpp_findings,
     on_slide,
     share_findings,
@@ -92,7 +93,7 @@ def register_run(
     if aligned is not None:
         implied_mpp = aligned.implied_mpp
     elif warp is not None:
-        implied_mpp = float(1 / np.sqrt(warp.affine.area_scale))
+        implied_mpp = implied_mpp_of(warp.affine)
     findings: list[Finding] = []
     if warp is not None and implied_mpp is not None:
         findings += mpp_findings(path, mpp, implied_mpp, automatic=given is None)

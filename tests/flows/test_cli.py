@@ -117,6 +117,7 @@ def test_an_output_below_a_file_is_bad_input(
 
 def cellpair(*args: Path | str, **options: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "flows.cli", *map(str, args)]
+    # The options of Popen are too many to be typed here again.
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload,no-any-return]
 
 
@@ -204,6 +205,7 @@ with stopping_on_signals(within_s=0.2):
 
 
 def test_a_signal_that_it_was_started_to_ignore_stays_ignored(simulated: Path) -> None:
+    # Named, since the line is too long with it.
     ignoring = lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)  # noqa: E731
     process = cellpair("info", simulated / "outs", stdout=subprocess.PIPE, preexec_fn=ignoring)
     for _ in range(40):

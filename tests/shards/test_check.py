@@ -109,6 +109,7 @@ def lose_the_dataset(root: Path) -> None:
     path.unlink()
 
 
+# The lambdas index `object`: JSON that is known to be of another kind, hence their ignores.
 def edit_the_dataset(root: Path, change: Callable[[dict[str, object]], None]) -> None:
     pointer = json.loads((root / "dataset.json").read_text())
     path = root / pointer["dataset"]
