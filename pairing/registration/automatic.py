@@ -13,6 +13,7 @@ from pairing.registration.field import STEP_UM
 from pairing.registration.gates import implied_mpp_of
 from pairing.registration.growth import fit_affine
 from pairing.registration.he_nuclei import OpenSlide, find_he_nuclei
+from pairing.registration.nuclei import HeNuclei
 from pairing.registration.place import CLEAR_EVIDENCE, SCALES, SURE_UM, Fit, Sides
 from pairing.registration.record import Verdict
 from pairing.warp import Warp
@@ -83,14 +84,15 @@ def align(
     if len(nuclei_um) < MIN_NUCLEI:
         few = _too_few(len(nuclei_um), "in the run")
         return Alignment(as_given, "not_assessable", (few,), mpp_as_given, None)
-    he_px = find_he_nuclei(open_slide).px
-    if len(he_px) < MIN_NUCLEI:
-        few = _too_few(len(he_px), "found on the slide")
+    blobs = find_he_nuclei(open_slide)
+    if len(blobs) < MIN_NUCLEI:
+        few = _too_few(len(blobs), "found on the slide")
         return Alignment(as_given, "not_assessable", (few,), mpp_as_given, None)
 
     he_um_from_he_px = Affine.scale(mpp)
     slide_um = (size_px[0] * mpp, size_px[1] * mpp)
-    sides = Sides(nuclei_um, held_out, he_px * mpp, slide_um)
+    he = HeNuclei(blobs.px * mpp, blobs.weight)
+    sides = Sides(nuclei_um, held_out, he, slide_um)
     if given is None:
         fit = sides.found()
     else:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from scipy.spatial import cKDTree
 
 from pairing.geometry import Affine, Points
+from pairing.registration.nuclei import HeNuclei
 from pairing.registration.votes import FIRST_Z, NEXT_Z, NONE, Shifts, find_shifts
 
 Mask = npt.NDArray[np.bool_]
@@ -44,19 +45,19 @@ def fit_affine(src: Points, dst: Points, scale_um: float) -> tuple[Affine, npt.N
     return Affine.of(np.vstack([solution.T, (0.0, 0.0, 1.0)])), distance
 
 
-def first_shifts(xenium_um: Points, rough: Affine, he_tree: cKDTree) -> Shifts:
+def first_shifts(xenium_um: Points, rough: Affine, he: HeNuclei) -> Shifts:
     """Shifts from a `rough` place of those windows that one wide search finds, and that agree."""
-    return agreeing(find_shifts(xenium_um, rough(xenium_um), he_tree, SEARCH_UM, FIRST_Z))
+    return agreeing(find_shifts(xenium_um, rough(xenium_um), he, SEARCH_UM, FIRST_Z))
 
 
-def grow(xenium_um: Points, base_um: Points, he_tree: cKDTree, known: Shifts) -> Shifts:
+def grow(xenium_um: Points, base_um: Points, he: HeNuclei, known: Shifts) -> Shifts:
     """`known` shifts from `base_um`, and those of windows beside them, and beside these …
 
     Each is looked for where the local trend puts it, so that stretch, turn and the two sides of a
     tear are followed from window to window.
     """
     for _ in range(_MAX_ROUNDS):
-        fresh = look_beside(xenium_um, base_um, partial(trend_at, known), he_tree, known)
+        fresh = look_beside(xenium_um, base_um, partial(trend_at, known), he, known)
         n_before, known = len(known), agreeing(known.joined(fresh))
         if len(known) <= n_before:
             break
@@ -65,7 +66,7 @@ def grow(xenium_um: Points, base_um: Points, he_tree: cKDTree, known: Shifts) ->
         if len(known):
             near = cKDTree(known.xenium_um).query(xenium_um)[0] < _NEXT_TO_UM
             trend = partial(trend_at, known)
-            known = agreeing(_look(xenium_um[near], base_um[near], trend, he_tree))
+            known = agreeing(_look(xenium_um[near], base_um[near], trend, he))
     return known
 
 
@@ -83,14 +84,14 @@ def look_beside(
     xenium_um: Points,
     base_um: Points,
     guess_shift_um: Callable[[Points], Points],
-    he_tree: cKDTree,
+    he: HeNuclei,
     known: Shifts,
 ) -> Shifts:
     """New windows beside `known` ones, by a guess of the shift from `base_um` at any point."""
     if not len(known):
         return known
     here = open_ends(xenium_um, known)
-    found = _look(xenium_um[here], base_um[here], guess_shift_um, he_tree)
+    found = _look(xenium_um[here], base_um[here], guess_shift_um, he)
     return found.take(cKDTree(known.xenium_um).query(found.xenium_um)[0] > _SETTLED_UM / 2)
 
 
@@ -98,12 +99,12 @@ def _look(
     xenium_um: Points,
     base_um: Points,
     guess_shift_um: Callable[[Points], Points],
-    he_tree: cKDTree,
+    he: HeNuclei,
 ) -> Shifts:
     if not len(xenium_um):
         return NONE
     guess_um = base_um + guess_shift_um(xenium_um)
-    found = find_shifts(xenium_um, guess_um, he_tree, _NEXT_UM, NEXT_Z)
+    found = find_shifts(xenium_um, guess_um, he, _NEXT_UM, NEXT_Z)
     return Shifts(found.xenium_um, found.shift_um + guess_shift_um(found.xenium_um), found.z)
 
 

@@ -44,6 +44,11 @@ class Blobs:
     def __len__(self) -> int:
         return len(self.px)
 
+    @property
+    def weight(self) -> npt.NDArray[np.float64]:
+        """(n,) what each counts for, at most 1: pale blobs are nuclei less often."""
+        return np.minimum(self.response.astype(np.float64) / _strong(self.response), 1)
+
 
 def find_he_nuclei(open_slide: OpenSlide, threads: int | None = None) -> Blobs:
     """Dark blobs of the size of nuclei on the whole slide, from left to right in rows of blocks.
@@ -71,9 +76,13 @@ def find_he_nuclei(open_slide: OpenSlide, threads: int | None = None) -> Blobs:
     if not found:
         return Blobs(np.zeros((0, 2)), np.zeros(0, np.float32))
     px, response = (np.concatenate(side) for side in zip(*found, strict=True))
-    strong = np.quantile(response, 0.9) if len(response) else 0.0
-    kept = response >= _MIN_SHARE * strong
+    kept = response >= _MIN_SHARE * _strong(response)
     return Blobs(px[kept] * step, response[kept])
+
+
+def _strong(response: F32) -> float:
+    """What the darkest tenth answers at least."""
+    return float(np.quantile(response, 0.9)) if len(response) else 0.0
 
 
 def _work_mpp(slide: Slide) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +29,7 @@ from pairing.registration.growth import (
     open_ends,
     trend_at,
 )
+from pairing.registration.nuclei import HeNuclei
 from pairing.registration.votes import FIRST_Z, Shifts, find_shifts
 
 Mask = npt.NDArray[np.bool_]
@@ -111,12 +111,8 @@ class Sides:
 
     xenium_um: Points
     held_out: Mask
-    he_um: Points
+    he: HeNuclei
     slide_um: tuple[float, float]
-
-    @cached_property
-    def he_tree(self) -> cKDTree:
-        return cKDTree(self.he_um)
 
     def found(self) -> Fit | None:
         """The best place; None where nowhere on the slide a few windows fit."""
@@ -132,12 +128,12 @@ class Sides:
 
     def _searches(self, own: Points) -> Iterator[list[Candidate]]:
         """Of the section at the stated scale, of what may be left of it, and at other scales."""
-        yield find_candidates(own, self.he_um, self.slide_um, 1.0, _N_CANDIDATES)
-        yield find_pieces(own, self.he_um, _N_OF_PIECE)
+        yield find_candidates(own, self.he.um, self.slide_um, 1.0, _N_CANDIDATES)
+        yield find_pieces(own, self.he.um, _N_OF_PIECE)
         scaled = [
             candidate
             for scale in SCALES
-            for candidate in find_candidates(own, self.he_um, self.slide_um, scale, _N_CANDIDATES)
+            for candidate in find_candidates(own, self.he.um, self.slide_um, scale, _N_CANDIDATES)
         ]
         yield sorted(scaled, key=lambda candidate: -candidate.correlation)[:_N_CANDIDATES]
 
@@ -146,8 +142,8 @@ class Sides:
         best_n, best = 0, None
         for candidate in candidates:
             rough = candidate.he_um_from_xenium_um
-            some = _some_squares(own[on_tissue(rough(own), self.he_tree)])
-            shifts = find_shifts(some, rough(some), self.he_tree, SEARCH_UM, FIRST_Z)
+            some = _some_squares(own[on_tissue(rough(own), self.he.tree)])
+            shifts = find_shifts(some, rough(some), self.he, SEARCH_UM, FIRST_Z)
             if not _hold_a_place(shifts):
                 continue
             moved = rough(shifts.xenium_um) + shifts.shift_um
@@ -180,9 +176,9 @@ class Sides:
         if check is None:
             return None
         evidence, local = weigh_evidence(
-            held, rough(held) + field.at(held), self.he_tree, self.slide_um
+            held, rough(held) + field.at(held), self.he.tree, self.slide_um
         )
-        return Fit(rough, field, check, evidence, local, self.he_tree)
+        return Fit(rough, field, check, evidence, local, self.he.tree)
 
     def _reached(self, rough: Affine, own: Points, shifts: Shifts) -> tuple[Points, Points]:
         """Nuclei that can be matched, and their shifts: those around windows, and on from these.
@@ -211,9 +207,9 @@ class Sides:
         Where the trend of windows leads no further, that of the nuclei in them may.
         """
         base = rough(own)
-        shifts, n_before = first_shifts(own, rough, self.he_tree), 0
+        shifts, n_before = first_shifts(own, rough, self.he), 0
         for _ in range(_MAX_FIELDS):
-            shifts = grow(own, base, self.he_tree, shifts)
+            shifts = grow(own, base, self.he, shifts)
             if not _hold_a_place(shifts):
                 return None
             here = own[open_ends(own, shifts)]
@@ -225,7 +221,7 @@ class Sides:
             if field is None:
                 return None
             n_before = len(shifts)
-            fresh = look_beside(own, base, field.at, self.he_tree, shifts)
+            fresh = look_beside(own, base, field.at, self.he, shifts)
             shifts = agreeing(shifts.joined(fresh))
         return shifts
 
@@ -241,15 +237,16 @@ class Sides:
     ) -> Field | None:
         """The field through the matches of points that are expected at a shift; None of too few."""
         guess = rough(points_um) + shift_um
-        i, j = mutual_matches(guess, self.he_tree, radius_um)
+        i, j = mutual_matches(guess, self.he.tree, radius_um)
         if len(i) < _MIN_MATCHES:
             return None
-        off = self.he_um[j] - guess[i]
-        # Crowded and pale places are found less exactly.
+        off = self.he.um[j] - guess[i]
+        # In crowded places nuclei are found less exactly, and pale ones everywhere.
         n_near = [*range(1, min(_N_NOISE, len(i)) + 1)]
         _, near = cKDTree(points_um[i]).query(points_um[i], k=n_near)
         noise_um = 1.4826 * np.median(np.abs(off[near]), axis=(1, 2))
-        noise_um = np.clip(noise_um, *_NOISE_UM)
+        weight = self.he.weight[j]
+        noise_um = np.clip(noise_um * np.sqrt(np.median(weight) / weight), *_NOISE_UM)
         return solve_field(points_um[i], shift_um[i] + off, within_um, noise_um, most)
 
 

@@ -12,13 +12,15 @@ from scipy.ndimage import correlate1d, gaussian_filter
 from scipy.spatial import cKDTree
 
 from pairing.geometry import Points
+from pairing.registration.nuclei import HeNuclei
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
-# Windows are 3 x 3 tiles of this side, weighed 1 2 1: some sixty nuclei.
-TILE_UM = 50.0
+# Windows are 3 x 3 tiles of this side, weighed 1 2 1: some sixty nuclei. Where they are sparse or
+# the slide shows few of them, wider ones, which strain blurs more.
+TILE_UM, _WIDE_TILE_UM = 50.0, 100.0
 _BLOCK_TILES = 12
 _BIN_UM = 2.0
 _MIN_NUCLEI = 12.0  # weighed
@@ -41,6 +43,10 @@ class Shifts:
     def take(self, rows: Mask) -> Shifts:
         return Shifts(self.xenium_um[rows], self.shift_um[rows], self.z[rows])
 
+    def away(self, points_um: Points) -> F64:
+        """(n,) how far points are from the nearest window; infinite without any."""
+        return np.asarray(cKDTree(self.xenium_um).query(points_um)[0])
+
     def joined(self, other: Shifts) -> Shifts:
         return Shifts(
             np.concatenate([self.xenium_um, other.xenium_um]),
@@ -53,16 +59,33 @@ NONE = Shifts(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0))
 
 
 def find_shifts(
-    xenium_um: Points, guess_um: Points, he_tree: cKDTree, radius_um: float, min_z: float
+    xenium_um: Points, guess_um: Points, he: HeNuclei, radius_um: float, min_z: float
 ) -> Shifts:
     """By how much the `guess_um`, (n, 2) on the slide, of the nuclei `xenium_um` must be moved.
 
     For each window the mode, within `radius_um`, of the differences of all pairs of its nuclei and
-    the slide's: a cross-correlation of points. Windows whose mode is less clear than `min_z` are
-    left out.
+    the slide's: a cross-correlation of points, those of the slide weighed. Windows whose mode is
+    less clear than `min_z` are left out; where there is none, wider ones are tried.
     """
-    tile = np.floor(xenium_um / TILE_UM).astype(np.int64)
-    search = partial(_shifts_of_block, he_tree, radius_um, min_z)
+    found = _of_tiles(TILE_UM, xenium_um, guess_um, he, radius_um, min_z)
+    apart = found.away(xenium_um) > TILE_UM
+    if not apart.any():
+        return found
+    near = cKDTree(xenium_um[apart]).query(xenium_um)[0] < 1.5 * _WIDE_TILE_UM
+    wide = _of_tiles(_WIDE_TILE_UM, xenium_um[near], guess_um[near], he, radius_um, min_z)
+    return found.joined(wide.take(found.away(wide.xenium_um) > TILE_UM))
+
+
+def _of_tiles(
+    tile_um: float,
+    xenium_um: Points,
+    guess_um: Points,
+    he: HeNuclei,
+    radius_um: float,
+    min_z: float,
+) -> Shifts:
+    tile = np.floor(xenium_um / tile_um).astype(np.int64)
+    search = partial(_shifts_of_block, he, radius_um, min_z)
     found = [
         search(xenium_um[near], guess_um[near], tile[near] - first + 1)
         for first, near in _blocks(tile)
@@ -82,7 +105,7 @@ def _blocks(tile: I64) -> Iterator[tuple[I64, I64]]:
 
 
 def _shifts_of_block(
-    he_tree: cKDTree,
+    he: HeNuclei,
     radius_um: float,
     min_z: float,
     xenium_um: Points,
@@ -92,16 +115,16 @@ def _shifts_of_block(
     """Middles, shifts and z of the windows around the inner tiles of a block; `tile` from 0."""
     n = _BLOCK_TILES + 2
     side = 2 * int(radius_um / _BIN_UM) + 1
-    pairs = cKDTree(guess_um).query_ball_tree(he_tree, radius_um)
+    pairs = cKDTree(guess_um).query_ball_tree(he.tree, radius_um)
     own = np.repeat(np.arange(len(pairs)), [len(p) for p in pairs])
     other = np.concatenate([np.asarray(p, np.int64) for p in pairs])
-    shift = np.asarray(he_tree.data)[other] - guess_um[own]
+    shift = he.um[other] - guess_um[own]
     column, row = np.floor(shift / _BIN_UM + side / 2).astype(np.int64).T
     inside = (column >= 0) & (row >= 0) & (column < side) & (row < side)
     where = tile[:, 1] * n + tile[:, 0]
     bins = (where[own] * side + row) * side + column
-    votes = np.bincount(bins[inside], minlength=n * n * side * side).astype(np.float32)
-    votes = _over_windows(votes.reshape(n, n, side, side))
+    counts = np.bincount(bins[inside], he.weight[other[inside]], n * n * side * side)
+    votes = _over_windows(counts.astype(np.float32).reshape(n, n, side, side))
     nuclei = _over_windows(np.bincount(where, minlength=n * n).reshape(n, n).astype(np.float32))
     weighed = np.stack([np.bincount(where, guess, n * n).reshape(n, n) for guess in xenium_um.T])
     middle = np.stack([_over_windows(w) for w in weighed], axis=-1)

@@ -9,22 +9,29 @@ import numpy.typing as npt
 from scipy.spatial import cKDTree
 
 from pairing.geometry import Affine, Points
+from pairing.registration.nuclei import HeNuclei
 from pairing.registration.place import Sides
 
 
 @dataclass(frozen=True)
 class PointPair:
-    """`xenium_um` of the instrument, where they truly are on the slide, and what it shows."""
+    """`xenium_um` of the instrument, where they truly are on the slide, and what it shows.
+
+    `weight` of what the slide shows; None: all count alike.
+    """
 
     xenium_um: Points
     true_um: Points
     he_um: Points
     slide_um: tuple[float, float]
+    weight: npt.NDArray[np.float64] | None = None
 
     @property
     def sides(self) -> Sides:
         held_out = np.arange(len(self.xenium_um)) % 3 == 0
-        return Sides(self.xenium_um, held_out, self.he_um, self.slide_um)
+        weight = np.ones(len(self.he_um)) if self.weight is None else self.weight
+        he = HeNuclei(self.he_um, weight)
+        return Sides(self.xenium_um, held_out, he, self.slide_um)
 
 
 def section(rng: np.random.Generator, width_um: float = 1400.0) -> Points:
@@ -67,3 +74,21 @@ def point_pair(
     he_um = np.concatenate([kept + noise_um * rng.standard_normal(kept.shape), others])
     width, height = (true_um.max(axis=0) + 200).tolist()
     return PointPair(xenium_um, true_um, he_um, (width, height))
+
+
+def sparse_pair(seed: int) -> PointPair:
+    """Three of ten nuclei of a section stretched by 15 µm, of which the slide shows most.
+
+    Beside them it shows four times as many pale blobs that are none.
+    """
+    whole = point_pair(seed, largest_um=15.0, width_um=2400.0)
+    rng = np.random.default_rng([seed, 1])
+    some = rng.random(len(whole.xenium_um)) < 0.3
+    true_um = whole.true_um[some]
+    shown = true_um[rng.random(len(true_um)) < 0.75]
+    shown = shown + 0.7 * rng.standard_normal(shown.shape)
+    tissue = whole.true_um[rng.integers(0, len(whole.true_um), 4 * len(true_um))]
+    pale = tissue + rng.uniform(-40, 40, tissue.shape)
+    weight = np.concatenate([rng.uniform(0.4, 1, len(shown)), rng.uniform(0.2, 0.6, len(pale))])
+    he_um = np.concatenate([shown, pale])
+    return PointPair(whole.xenium_um[some], true_um, he_um, whole.slide_um, weight)

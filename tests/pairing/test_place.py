@@ -11,8 +11,9 @@ from scipy.spatial import cKDTree
 from pairing.registration.coarse import find_candidates
 from pairing.registration.evidence import hold_out, weigh_evidence
 from pairing.registration.growth import fit_affine
-from pairing.registration.place import Fit, Sides
-from tests.pairing.nuclei_pairs import PointPair, point_pair, section, wave
+from pairing.registration.he_nuclei import Blobs
+from pairing.registration.place import Fit
+from tests.pairing.nuclei_pairs import PointPair, point_pair, section, sparse_pair, wave
 
 
 def errors_um(pair_true_um: np.ndarray, fit: Fit, xenium_um: np.ndarray) -> np.ndarray:
@@ -60,11 +61,25 @@ def test_the_same_nuclei_give_the_same_place_to_the_bit() -> None:
     assert first.evidence == second.evidence
 
 
+@pytest.mark.parametrize("seed", [21, 30])
+def test_sparse_nuclei_are_found_among_many_pale_blobs_that_are_none(seed: int) -> None:
+    pair = sparse_pair(seed)
+    fit = pair.sides.found()
+    assert fit is not None
+    error_um = errors_um(pair.true_um, fit, pair.xenium_um)
+    assert np.median(error_um) < 0.5
+    assert np.quantile(error_um, 0.9) < 1.2
+    assert ((error_um < 2) | (fit.error_um(pair.xenium_um) > 2)).mean() > 0.97
+
+
+def test_pale_blobs_count_for_less_and_the_darkest_tenth_for_one() -> None:
+    blobs = Blobs(np.zeros((11, 2)), np.arange(1, 12, dtype=np.float32) / 10)
+    assert blobs.weight == pytest.approx([*np.arange(1, 11) / 10, 1.0])
+
+
 def test_another_section_fits_nowhere() -> None:
     pair, other = point_pair(15), point_pair(16)
-    fit = Sides(
-        pair.xenium_um, np.arange(len(pair.xenium_um)) % 3 == 0, other.he_um, other.slide_um
-    )
+    fit = replace(pair, he_um=other.he_um, slide_um=other.slide_um).sides
     found = fit.found()
     assert found is None or found.evidence.evidence < 0.05
 
@@ -197,8 +212,7 @@ def test_a_third_is_held_out_by_its_name_alone() -> None:
 def test_nuclei_that_lie_in_a_row_are_no_reason_to_fall() -> None:
     x = np.linspace(0, 2000, 400)
     line = np.stack([x, np.zeros(400)], axis=1)
-    sides = Sides(line, np.arange(400) % 3 == 0, line + 50, (2100.0, 100.0))
-    fit = sides.found()
+    fit = PointPair(line, line + 50, line + 50, (2100.0, 100.0)).sides.found()
     assert fit is None or np.isfinite(fit.error_um(line)).all()
 
 
