@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import time
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -43,9 +44,15 @@ def register(xenium: Path, slide: Path, out: Path, alignment: str, mpp: float | 
     """
     _check(out, mpp)
     given: Path | Literal["auto"] = "auto" if alignment == "auto" else Path(alignment)
-    with open_xenium(xenium) as run:
+    if (out / REGISTRATION_FILE).exists():
+        log.info("the registration in %s will be replaced", out)
+    started_s = time.monotonic()
+    with open_xenium(xenium) as run, open_slide(slide, mpp=mpp) as opened:
+        width, height = opened.size_px
+        log.info("registering %s to %s, %d x %d px", xenium, slide, width, height)
         registered = register_run(run, partial(open_slide, slide, mpp=mpp), given, refine=True)
         morphology_px_from_xenium_um = Affine.scale(1 / run.pixel_size_um)
+    log.info("registered after %.0f s; writing the page", time.monotonic() - started_s)
     limit_um = RegistrationSection().max_median_error_um
     registration = judged(registered.registration, limit_um)
     warp = registered.he_px_from_xenium_um

@@ -15,7 +15,8 @@ from shapely import STRtree
 
 from flows.config import CurateConfig, RunConfig
 from flows.pipeline import CuratedRun
-from flows.report.views import Scene, View, three_zooms
+from flows.report.drawing import View
+from flows.report.views import Scene, three_zooms
 from pairing import patches
 from pairing.annotations import CSV_SUFFIX, Outline, read_regions
 from pairing.geometry import Affine

@@ -12,10 +12,11 @@ import shapely
 from shapely import STRtree
 
 from flows.config import PatchConfig
+from flows.report.drawing import View
 from flows.report.registration_parts import RegistrationParts, registration_parts
 from flows.report.registration_words import meaning, next_steps
 from flows.report.render import write_page
-from flows.report.views import BEFORE, INSTRUMENT, Scene, View, three_zooms
+from flows.report.views import BEFORE, INSTRUMENT, Scene, side_by_side, three_zooms
 from pairing.geometry import Points
 from pairing.registration.gates import on_slide
 from pairing.registration.given import read_alignment
@@ -37,7 +38,10 @@ PAGE_FILE = "index.html"
 
 @dataclass(frozen=True, slots=True)
 class RegistrationPage:
-    """All that the template prints; `parts` is None, and no view is there, without a transform."""
+    """All that the template prints.
+
+    Without a transform `parts` is None, and `apart` shows slide and bundle instead of the views.
+    """
 
     bundle: str
     slide: str
@@ -48,6 +52,7 @@ class RegistrationPage:
     parts: RegistrationParts | None
     views: list[View]
     corners: list[View]
+    apart: list[View]
     colours: dict[str, tuple[int, int, int]]
 
 
@@ -64,7 +69,13 @@ def write_registration_page(
     parts = None
     views: list[View] = []
     corners: list[View] = []
-    if registration.he_px_from_xenium_um is not None:
+    apart: list[View] = []
+    if registration.he_px_from_xenium_um is None:
+        with open_xenium(xenium) as run, open_slide(slide, mpp=mpp) as opened:
+            places = run.read_cells()[["x_um", "y_um"]].to_numpy(np.float64)
+            if len(places):
+                apart = side_by_side(opened.tolerant()[0], places)
+    else:
         _, warp = read_registration(folder)
         cells = read_cell_places(folder)
         with open_xenium(xenium) as run:
@@ -88,6 +99,7 @@ def write_registration_page(
         parts=parts,
         views=views,
         corners=corners,
+        apart=apart,
         colours={"instrument": INSTRUMENT, "before": BEFORE},
     )
     write_page(folder / PAGE_FILE, "registration.html", page=page)

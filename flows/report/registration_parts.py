@@ -10,9 +10,10 @@ import pandas as pd
 import shapely
 
 from flows.report import charts
+from flows.report.drawing import View
 from flows.report.embed import chart_uri
 from flows.report.maps import MIN_IN_SQUARE, Squares
-from flows.report.views import View, before_after, chosen_places, close_um
+from flows.report.views import before_after, chosen_places, close_um
 from pairing.geometry import Affine, Points
 from pairing.registration.gates import on_slide
 from pairing.registration.growth import SEARCH_UM

@@ -25,12 +25,13 @@ from flows.report.cell_figures import (
 from flows.report.checks import Check, run_checks
 from flows.report.curations import RunCuration, newest_of_run
 from flows.report.donors import DonorRow, donor_rows
+from flows.report.drawing import View
 from flows.report.gallery import Sample, kept_cell_ids, read_gallery
 from flows.report.maps import FitMaps, displacements_um, fit_maps
 from flows.report.overlay import Nuclei, open_image, pictures, read_nuclei
 from flows.report.registration_parts import RegistrationParts, registration_parts
 from flows.report.settings import Setting, run_settings
-from flows.report.views import BEFORE, DONOR, HE_NUCLEUS, HE_UNMATCHED, INSTRUMENT, View
+from flows.report.views import BEFORE, DONOR, HE_NUCLEUS, HE_UNMATCHED, INSTRUMENT
 from pairing import cells, patch_blocks
 from pairing.registration.given import read_alignment
 from pairing.registration.record import (

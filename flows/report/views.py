@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
-import numpy.typing as npt
 import shapely
 
-from flows.report.embed import Rgb, jpeg_uri
-from pairing.geometry import Affine, Points
-from pairing.patch_blocks import as_rgb
+from flows.report.drawing import (
+    Colour,
+    Polygons,
+    View,
+    as_view,
+    draw_outlines,
+    draw_points,
+    inside,
+    read_pixels,
+    read_window,
+)
+from pairing.geometry import Points
 from pairing.slide import Slide
 
 OVERVIEW_PX, ZOOM_PX, CORNER_PX = 900, 840, 420
@@ -20,10 +27,6 @@ OVERVIEW_PX, ZOOM_PX, CORNER_PX = 900, 840, 420
 _CLOSE_FOVS, _MID_CLOSES = 1.75, 4
 # More points than this on an overview would only paint it over.
 _MAX_POINTS = 20_000
-_SUBPIXEL_BITS = 4
-
-Colour = tuple[int, int, int]
-Polygons = npt.NDArray[np.object_]
 
 # Told apart on pink and purple, on grey, and by most colour-blind readers.
 INSTRUMENT: Colour = (0, 245, 255)
@@ -32,19 +35,6 @@ HE_UNMATCHED: Colour = (255, 128, 0)
 PATCH: Colour = (255, 255, 255)
 DONOR: Colour = (255, 70, 200)
 BEFORE: Colour = (255, 150, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """One picture: its data URI, what it shows, and a scale bar as a share of its width."""
-
-    title: str
-    caption: str
-    src: str
-    width_px: int
-    height_px: int
-    bar_um: float
-    bar_percent: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +74,29 @@ def three_zooms(scene: Scene, *, with_patch: bool = True) -> tuple[list[View], l
     return main, corners
 
 
+def side_by_side(slide: Slide, cells_um: Points) -> list[View]:
+    """The slide, and beside it the cells of a bundle that has no place on it, at one scale."""
+    slide_um, cells_across_um = np.array(slide.size_px) * slide.mpp, np.ptp(cells_um, axis=0)
+    size_um = np.maximum(slide_um, cells_across_um)
+    mpp = max(slide.mpp, float(size_um.max()) / OVERVIEW_PX)
+    width, height = np.ceil(size_um / mpp).astype(int).tolist()
+    x0, y0 = np.floor((slide_um - size_um) / 2 / mpp).astype(int).tolist()
+    rgb, _ = read_pixels(slide, None, (x0, y0, x0 + width, y0 + height), mpp)
+    dark = np.full_like(rgb, 40)
+    corner_um = cells_um.min(axis=0) + (cells_across_um - size_um) / 2
+    draw_points(dark, (_sampled(cells_um) - corner_um) / mpp, INSTRUMENT)
+    return [
+        as_view("The slide", "Is it the whole section of the bundle, stained by H&E?", rgb, mpp),
+        as_view(
+            "The cells of the bundle",
+            "As the instrument sees them; on the slide they may be turned or mirrored. Is the "
+            "outline that of the tissue, and as large?",
+            dark,
+            mpp,
+        ),
+    ]
+
+
 def before_after(
     slide: Slide, fov_um: float, place_px: Points, before: Polygons, after: Polygons
 ) -> list[View]:
@@ -91,12 +104,14 @@ def before_after(
 
     `before` and `after` are polygons on the slide; those beyond the views are cut off.
     """
-    rgb, mpp, view_px_from_slide_px, _ = _window(slide, None, place_px, close_um(fov_um), ZOOM_PX)
+    rgb, mpp, view_px_from_slide_px, _ = read_window(
+        slide, None, place_px, close_um(fov_um), ZOOM_PX
+    )
     views = []
     for title, polygons, colour in (("Before", before, BEFORE), ("After", after, INSTRUMENT)):
         drawn = rgb.copy()
-        _outlines(drawn, polygons, view_px_from_slide_px, colour)
-        views.append(_view(title, "The same nuclei at the same place.", drawn, mpp))
+        draw_outlines(drawn, polygons, view_px_from_slide_px, colour)
+        views.append(as_view(title, "The same nuclei at the same place.", drawn, mpp))
     return views
 
 
@@ -147,42 +162,47 @@ def _overview(scene: Scene, centre_px: Points) -> View:
         int(np.ceil(width_px * slide.mpp / mpp)),
         int(np.ceil(height_px * slide.mpp / mpp)),
     )
-    rgb, view_px_from_slide_px = _pixels(slide, scene.grey_scale, box, mpp)
+    rgb, view_px_from_slide_px = read_pixels(slide, scene.grey_scale, box, mpp)
     n = len(scene.cells_px)
-    sampled = np.arange(n) if n <= _MAX_POINTS else np.linspace(0, n - 1, _MAX_POINTS).astype(int)
-    _points(rgb, view_px_from_slide_px(scene.cells_px[sampled]), INSTRUMENT)
-    _outlines(rgb, scene.donors, view_px_from_slide_px, DONOR, cased=True)
+    draw_points(rgb, view_px_from_slide_px(_sampled(scene.cells_px)), INSTRUMENT)
+    draw_outlines(rgb, scene.donors, view_px_from_slide_px, DONOR, cased=True)
     side_px = _mid_um(scene) / slide.mpp
     square = shapely.box(*(centre_px - side_px / 2), *(centre_px + side_px / 2))
-    _outlines(rgb, [square], view_px_from_slide_px, PATCH, cased=True)
+    draw_outlines(rgb, [square], view_px_from_slide_px, PATCH, cased=True)
     told = f"{n:,} cells" if n <= _MAX_POINTS else f"{_MAX_POINTS:,} of {n:,} cells"
     caption = (
         f"The whole image with {told} as points. Good: points fill the tissue and end where it "
         "ends; a fold or a hole in the tissue is one in the points. The square is the next view."
         + (" Each donor's outline holds the cells of that donor." if len(scene.donors) else "")
     )
-    return _view("Whole", caption, rgb, mpp)
+    return as_view("Whole", caption, rgb, mpp)
+
+
+def _sampled(points: Points) -> Points:
+    """As many of the points as a view can show, from all over them."""
+    n = len(points)
+    return points if n <= _MAX_POINTS else points[np.linspace(0, n - 1, _MAX_POINTS).astype(int)]
 
 
 def _middle(scene: Scene, centre_px: Points) -> View:
-    rgb, mpp, view_px_from_slide_px, window = _window(
+    rgb, mpp, view_px_from_slide_px, window = read_window(
         scene.slide, scene.grey_scale, centre_px, _mid_um(scene), ZOOM_PX
     )
-    _outlines(rgb, _inside(scene.instrument_nuclei, window), view_px_from_slide_px, INSTRUMENT)
+    draw_outlines(rgb, inside(scene.instrument_nuclei, window), view_px_from_slide_px, INSTRUMENT)
     side_px = close_um(scene.fov_um) / scene.slide.mpp
     square = shapely.box(*(centre_px - side_px / 2), *(centre_px + side_px / 2))
-    _outlines(rgb, [square], view_px_from_slide_px, PATCH, cased=True)
+    draw_outlines(rgb, [square], view_px_from_slide_px, PATCH, cased=True)
     caption = (
         f"The instrument's nuclei, carried over. Good: outlines sit on {_nuclei_look(scene)} "
         "everywhere, not beside them by one steady step. The square is the next view."
     )
-    return _view("Middle", caption, rgb, mpp)
+    return as_view("Middle", caption, rgb, mpp)
 
 
 def _close(
     scene: Scene, centre_px: Points, width_px: int, title: str, caption: str, *, with_patch: bool
 ) -> View:
-    rgb, mpp, view_px_from_slide_px, window = _window(
+    rgb, mpp, view_px_from_slide_px, window = read_window(
         scene.slide, scene.grey_scale, centre_px, close_um(scene.fov_um), width_px
     )
     for nuclei, colour in (
@@ -190,13 +210,13 @@ def _close(
         (scene.he_matched, HE_NUCLEUS),
         (scene.instrument_nuclei, INSTRUMENT),
     ):
-        _outlines(rgb, _inside(nuclei, window), view_px_from_slide_px, colour)
+        draw_outlines(rgb, inside(nuclei, window), view_px_from_slide_px, colour)
     if with_patch:
         side_px = scene.fov_um / scene.slide.mpp
         square = shapely.box(*(centre_px - side_px / 2), *(centre_px + side_px / 2))
-        _outlines(rgb, [square], view_px_from_slide_px, PATCH, cased=True)
+        draw_outlines(rgb, [square], view_px_from_slide_px, PATCH, cased=True)
         caption += " The square is the patch of the cell in the middle."
-    return _view(title, caption, rgb, mpp)
+    return as_view(title, caption, rgb, mpp)
 
 
 def _close_words(scene: Scene) -> str:
@@ -207,82 +227,3 @@ def _close_words(scene: Scene) -> str:
 
 def _nuclei_look(scene: Scene) -> str:
     return "dark nuclei" if scene.slide.is_rgb else "bright nuclei"
-
-
-def _window(
-    slide: Slide,
-    grey_scale: tuple[float, float] | None,
-    centre_px: Points,
-    width_um: float,
-    width_px: int,
-) -> tuple[Rgb, float, Affine, shapely.Polygon]:
-    """A square around a place: pixels, their mpp, the way to them, its outline on the slide."""
-    mpp = width_um / width_px
-    x0, y0 = np.round(centre_px * slide.mpp / mpp - width_px / 2).astype(int).tolist()
-    box = (x0, y0, x0 + width_px, y0 + width_px)
-    rgb, view_px_from_slide_px = _pixels(slide, grey_scale, box, mpp)
-    return rgb, mpp, view_px_from_slide_px, shapely.box(*(np.array(box) * mpp / slide.mpp))
-
-
-def _pixels(
-    slide: Slide,
-    grey_scale: tuple[float, float] | None,
-    box: tuple[int, int, int, int],
-    mpp: float,
-) -> tuple[Rgb, Affine]:
-    pixels = slide.read_at(box, mpp)
-    moved = Affine.similarity(slide.mpp / mpp, 0.0, (-box[0], -box[1]))
-    return np.array(as_rgb(pixels, grey_scale)), moved  # a copy, to be drawn on
-
-
-def _inside(polygons: shapely.STRtree, window: shapely.Polygon) -> Polygons:
-    found: Polygons = polygons.geometries[np.sort(polygons.query(window))]
-    return found
-
-
-def _outlines(
-    rgb: Rgb,
-    polygons: Sequence[shapely.Polygon | shapely.MultiPolygon] | Polygons,
-    view_px_from_slide_px: Affine,
-    colour: Colour,
-    *,
-    cased: bool = False,
-) -> None:
-    rings = [
-        _fixed_point(view_px_from_slide_px(shapely.get_coordinates(shapely.get_exterior_ring(p))))
-        for p in shapely.get_parts(np.asarray(polygons, dtype=object))
-    ]
-    if cased:
-        cv2.polylines(rgb, rings, True, (30, 30, 30), 6, cv2.LINE_AA, _SUBPIXEL_BITS)
-    cv2.polylines(rgb, rings, True, colour, 2, cv2.LINE_AA, _SUBPIXEL_BITS)
-
-
-def _points(rgb: Rgb, at_px: Points, colour: Colour) -> None:
-    # Dots of about a third of the distance between cells, so that dense tissue stays visible.
-    radius_px = float(np.clip(0.3 * np.sqrt(rgb.shape[0] * rgb.shape[1] / len(at_px)), 0.8, 3.0))
-    painted = rgb.copy()
-    for x, y in _fixed_point(at_px).tolist():
-        radius = round(radius_px * 2**_SUBPIXEL_BITS)
-        cv2.circle(painted, (x, y), radius, colour, -1, cv2.LINE_AA, _SUBPIXEL_BITS)
-    rgb[:] = cv2.addWeighted(painted, 0.75, rgb, 0.25, 0)
-
-
-def _fixed_point(points_px: Points) -> npt.NDArray[np.int32]:
-    # OpenCV's integer coordinates are pixel centres; ours are their upper left corners.
-    fixed: npt.NDArray[np.int32] = np.round((points_px - 0.5) * 2**_SUBPIXEL_BITS).astype(np.int32)
-    return fixed
-
-
-def _view(title: str, caption: str, rgb: Rgb, mpp: float) -> View:
-    width_um = rgb.shape[1] * mpp
-    power = 10.0 ** np.floor(np.log10(width_um / 4))
-    bar_um = float(max(step * power for step in (1, 2, 5) if step * power <= width_um / 4))
-    return View(
-        title=title,
-        caption=caption,
-        src=jpeg_uri(rgb),
-        width_px=rgb.shape[1],
-        height_px=rgb.shape[0],
-        bar_um=bar_um,
-        bar_percent=100 * bar_um / width_um,
-    )

@@ -96,7 +96,7 @@ def test_a_wrong_pixel_size_is_named_and_with_the_right_one_it_passes(
 
 
 def test_a_slide_of_glass_is_no_place_and_leaves_nothing_stale(
-    simulated: Path, registered: Path, tmp_path: Path
+    simulated: Path, registered: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     out, slide = tmp_path / "out", tmp_path / "glass.tif"
     shutil.copytree(registered, out)
@@ -112,6 +112,10 @@ def test_a_slide_of_glass_is_no_place_and_leaves_nothing_stale(
     assert not (out / "field.npy").exists()
     assert not (out / "he_imagealignment.csv").exists()
     assert pd.read_parquet(out / "cells.parquet")["x_px"].isna().all()
+    assert f"the registration in {out} will be replaced" in caplog.text
+    page = (out / "index.html").read_text()
+    assert page.count("data:image/jpeg") == 2
+    assert "The cells of the bundle" in page
 
 
 @pytest.mark.parametrize(

@@ -270,7 +270,9 @@ def test_an_alignment_taken_as_given_has_no_field_and_no_errors(
     assert look.overflow_px <= 0
 
 
-def test_where_no_place_was_found_the_page_says_what_to_do(section: Path, tmp_path: Path) -> None:
+def test_where_no_place_was_found_the_page_says_what_to_do(
+    section: Path, tmp_path: Path, browser: Chromium
+) -> None:
     registration, _, cells = registered(section)
     none = registration.model_copy(
         update={
@@ -290,8 +292,14 @@ def test_where_no_place_was_found_the_page_says_what_to_do(section: Path, tmp_pa
     )
     nowhere = cells.assign(x_px=np.nan, y_px=np.nan, error_um=np.nan)
     write_registration(tmp_path, none, None, nowhere)
-    page = Page(write_registration_page(tmp_path, section / "outs", section / "he.ome.tif", None))
-    assert page.images == []
+    path = write_registration_page(tmp_path, section / "outs", section / "he.ome.tif", None)
+    page = Page(path)
+    assert len(page.images) == 2
+    assert "Slide and bundle, each by itself" in page.text
+    look = browser.look(path)
+    assert look.problems == []
+    assert min(look.images) > 0
+    assert look.overflow_px <= 0
     assert "Nowhere on the slide do nuclei lie as those of the run do." in page.text
     assert "Check that slide and bundle are of the same section." in page.text
     assert "export the alignment from Xenium Explorer" in page.text
