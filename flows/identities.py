@@ -13,7 +13,7 @@ from segmentation import config as segmentation
 from shards.artifact import Identity
 from shards.schema import PatchSpec, digest
 
-REGISTRATION_VERSION = 6
+REGISTRATION_VERSION = 7
 
 
 @dataclass(frozen=True, slots=True)
