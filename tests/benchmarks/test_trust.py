@@ -130,7 +130,8 @@ def test_a_stopped_run_says_so_and_goes_on(
     place: Place, reference: Undisturbed, how: stop.Stop
 ) -> None:
     made, seconds = reference.made, reference.seconds
-    found = stop.stopped(place, how, 1, seconds, made, random.Random(2))
+    # At 0.62 of the time: near its end, on a machine that others use, it may be done before.
+    found = stop.stopped(place, how, 1, seconds, made, random.Random(5))
     assert dict(found.codes) == {3: 1}
     assert (found.unsaid, found.left, found.differing) == ([], [], [])
 
