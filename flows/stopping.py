@@ -10,9 +10,11 @@ import multiprocessing
 import os
 import select
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import NoReturn
 
@@ -38,9 +40,12 @@ def stopping_on_signals(within_s: float) -> Iterator[None]:
         signal.signal(s, _interrupt)
     # Python writes the number of each signal there at once, whatever the main thread is busy with.
     wakeup_before = signal.set_wakeup_fd(writing)
+    unraisable_before = sys.unraisablehook
+    sys.unraisablehook = partial(_swallowed, unraisable_before)
     try:
         yield
     finally:
+        sys.unraisablehook = unraisable_before
         signal.set_wakeup_fd(wakeup_before)
         for s, handler in before.items():
             signal.signal(s, handler)
@@ -68,6 +73,15 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
     # What Dask has to say of workers that are stopped at their work.
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     raise KeyboardInterrupt
+
+
+def _swallowed(
+    otherwise: Callable[[sys.UnraisableHookArgs], object], unraisable: sys.UnraisableHookArgs
+) -> None:
+    """Ends the process where the interrupt fell into a finalizer: Python would go on without it."""
+    if unraisable.exc_type is KeyboardInterrupt:
+        end_at_once()
+    otherwise(unraisable)
 
 
 def _watch(reading: int, within_s: float) -> None:

@@ -204,6 +204,27 @@ with stopping_on_signals(within_s=0.2):
     assert done.returncode == 3
 
 
+def test_an_interrupt_that_falls_into_a_finalizer_ends_it_too() -> None:
+    script = """
+import os, signal, time
+from flows.stopping import stopping_on_signals
+
+class Left:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(600)
+
+with stopping_on_signals(within_s=600):
+    left = Left()
+    del left
+    time.sleep(600)
+"""
+    done = subprocess.run([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 3
+    assert "Traceback" not in done.stderr
+    assert "run the same command again to go on" in done.stderr
+
+
 def test_a_signal_that_it_was_started_to_ignore_stays_ignored(simulated: Path) -> None:
     # Named, since the line is too long with it.
     ignoring = lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)  # noqa: E731
