@@ -47,9 +47,8 @@ def register(xenium: Path, slide: Path, out: Path, alignment: str, mpp: float | 
     if (out / REGISTRATION_FILE).exists():
         log.info("the registration in %s will be replaced", out)
     started_s = time.monotonic()
-    with open_xenium(xenium) as run, open_slide(slide, mpp=mpp) as opened:
-        width, height = opened.size_px
-        log.info("registering %s to %s, %d x %d px", xenium, slide, width, height)
+    log.info("registering %s to %s", xenium, slide)
+    with open_xenium(xenium) as run:
         registered = register_run(run, partial(open_slide, slide, mpp=mpp), given, refine=True)
         morphology_px_from_xenium_um = Affine.scale(1 / run.pixel_size_um)
     log.info("registered after %.0f s; writing the page", time.monotonic() - started_s)

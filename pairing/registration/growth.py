@@ -64,7 +64,7 @@ def grow(xenium_um: Points, base_um: Points, he: HeNuclei, known: Shifts) -> Shi
     # Once more, now that the trend around each window is known.
     for _ in range(2):
         if len(known):
-            near = cKDTree(known.xenium_um).query(xenium_um)[0] < _NEXT_TO_UM
+            near = known.away(xenium_um) < _NEXT_TO_UM
             trend = partial(trend_at, known)
             known = agreeing(_look(xenium_um[near], base_um[near], trend, he))
     return known
@@ -72,7 +72,7 @@ def grow(xenium_um: Points, base_um: Points, he: HeNuclei, known: Shifts) -> Shi
 
 def open_ends(xenium_um: Points, known: Shifts) -> Mask:
     """(n,) which nuclei are near known windows, and as near to some that are in none."""
-    away = cKDTree(known.xenium_um).query(xenium_um)[0]
+    away = known.away(xenium_um)
     beside = xenium_um[(away > _SETTLED_UM) & (away < _NEXT_TO_UM)]
     if not len(beside):
         return np.zeros(len(xenium_um), bool)
@@ -92,7 +92,7 @@ def look_beside(
         return known
     here = open_ends(xenium_um, known)
     found = _look(xenium_um[here], base_um[here], guess_shift_um, he)
-    return found.take(cKDTree(known.xenium_um).query(found.xenium_um)[0] > _SETTLED_UM / 2)
+    return found.take(known.away(found.xenium_um) > _SETTLED_UM / 2)
 
 
 def _look(

@@ -186,7 +186,7 @@ class Sides:
         Along thin and sparse parts, where no window fits, from nucleus to nucleus, as far as the
         field through the matches is sure.
         """
-        away = cKDTree(shifts.xenium_um).query(own)[0]
+        away = shifts.away(own)
         seen, rest = own[away < _KNOWN_UM], own[away >= _KNOWN_UM]
         shift_um = trend_at(shifts, seen)
         while len(rest):
@@ -215,7 +215,7 @@ class Sides:
             here = own[open_ends(own, shifts)]
             if not len(here) or len(shifts) <= _GROWN * n_before:
                 break
-            seen = own[cKDTree(shifts.xenium_um).query(own)[0] < _KNOWN_UM]
+            seen = own[shifts.away(own) < _KNOWN_UM]
             trend = trend_at(shifts, seen)
             field = self._field(rough, seen, trend, *_MATCHING[0], within_um=here)
             if field is None:
