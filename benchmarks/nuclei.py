@@ -25,12 +25,9 @@ from skimage.morphology import remove_small_objects
 from skimage.segmentation import watershed
 
 from segmentation.config import COMPACT_PATH
-from segmentation.network import (
-    MIN_NUCLEUS_UM2,
-    load_model,
-    optical_density,
-    read_metadata,
-)
+from segmentation.network import load_model, read_metadata
+from segmentation.nuclei import MIN_NUCLEUS_UM2
+from segmentation.stain import optical_density
 from segmentation.tiles import LabelledTile, Labels, content_sha256, read_tiles, resampled
 from segmentation.train_compact import MPP, stain_group_of_tile, train_and_save
 from shards.errors import BadInput

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from multiprocessing import resource_tracker
@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from flows.log import at_work
 from flows.transient import pause_or_raise, persistently
+from segmentation.maps import Items
 from shards.schema import Record
 
 if TYPE_CHECKING:
@@ -73,10 +74,10 @@ class BlockMap:
         logging.getLogger("distributed.nanny").setLevel(logging.ERROR)
         self._stack.close()
 
-    def __call__(self, fn: Callable[[A], B], items: Collection[A]) -> Iterable[B]:
+    def __call__(self, fn: Callable[[A], B], items: Items[A]) -> Iterable[B]:
         return _with_progress(self._map(fn, items, gpu=False), len(items))
 
-    def on_gpu(self, fn: Callable[[A], B], items: Collection[A]) -> Iterable[B]:
+    def on_gpu(self, fn: Callable[[A], B], items: Items[A]) -> Iterable[B]:
         """As a call, but only on workers that offer the resource GPU, where any does."""
         return _with_progress(self._map(fn, items, gpu=True), len(items))
 

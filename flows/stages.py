@@ -244,7 +244,7 @@ class RunStages:
             self.configs.segmentation,
             mpp=self.run.mpp,
             device=self.device,
-            map_blocks=self.blocks.on_gpu,
+            maps=self.blocks,
         )
 
     # Cells: counts, centres, matches, neighbours.
@@ -261,7 +261,10 @@ class RunStages:
                 )
             he_nuclei = he_px_from_xenium_um = mpp = None
             if "nuclei" in self.built:
-                he_nuclei = pq.read_table(self.built["nuclei"].folder / NUCLEI_FILE)
+                he_nuclei = pq.read_table(
+                    self.built["nuclei"].folder / NUCLEI_FILE,
+                    columns=["nucleus_id", "area_um2", "polygon_px"],
+                )
                 he_px_from_xenium_um, mpp, _ = self._image()
             withdrawal = None
             if self.withdrawn:

@@ -6,31 +6,29 @@ import hashlib
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import Field
-
 from shards.errors import BadInput
 from shards.schema import Record
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 NUCLEI_FILE = "nuclei.parquet"
 COMPACT_PATH: Final = Path(__file__).parent / "weights" / "compact.pt"
-# The network's strides multiply to 16: on a grid of multiples of it every block sees the same.
+# The strides of networks multiply to 16: their windows are multiples of it.
 GRID_PX = 16
+# Nuclei are found block by block, in pixels of the network's mpp; larger ones spend less on halos,
+# smaller ones less memory.
+BLOCK_PX = 1024
 
 
 class SegmentationConfig(Record):
-    """What changes the nuclei that are found.
+    """What changes the nuclei that are found: `model`, "compact" or a path to Cellpose 4 weights.
 
-    `model` is "compact" or a path to Cellpose 4 weights; block and halo are in pixels of the
-    network's mpp. A halo of 64 px holds a nucleus and the way its pixels flow.
+    The size of blocks doesn't, nor do workers, their order or the device's batch.
     """
 
     model: str = "compact"
-    block_px: int = Field(default=1024, ge=GRID_PX, multiple_of=GRID_PX)
-    halo_px: int = Field(default=64, ge=0, multiple_of=GRID_PX)
 
     def fingerprint_config(self) -> dict[str, Any]:
-        """All of it but the path of the weights: their content enters by `weights_digest`."""
+        """Nothing yet: the content of the weights enters by `weights_digest`, not their path."""
         return self.model_dump(exclude={"model"})
 
 

@@ -22,7 +22,8 @@ from cellpose.dynamics import labels_to_flows
 from torch.nn import functional
 
 from pairing.simulate.tile import labelled_tile
-from segmentation.network import CompactMetadata, CompactUNet, optical_density
+from segmentation.network import CompactMetadata, CompactUNet
+from segmentation.stain import optical_density
 from segmentation.tiles import (
     LabelledTile,
     content_sha256,

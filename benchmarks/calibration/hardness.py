@@ -16,7 +16,7 @@ from skimage.color import rgb2hed
 
 from benchmarks.calibration.slides import MPP, Rgb, read_slide
 from benchmarks.nuclei import Counts, matched, otsu_watershed
-from segmentation.network import MIN_NUCLEUS_UM2
+from segmentation.nuclei import MIN_NUCLEUS_UM2
 from segmentation.tiles import Labels
 
 F64 = npt.NDArray[np.float64]

@@ -21,8 +21,7 @@ from pairing.registration.stage import register_run
 from pairing.slide import open_slide
 from pairing.xenium import open_xenium
 from segmentation.config import NUCLEI_FILE, SegmentationConfig, weights_digest
-from segmentation.outlines import nuclei_table
-from segmentation.segment import collect, write_nuclei
+from segmentation.segment import write_nuclei
 from shards.artifact import RECORD_FILE, read_artifact
 from shards.content import ContentHashes
 from shards.schema import PatchSpec, digest
@@ -168,21 +167,9 @@ def _registration(folder: Path) -> dict[str, Output]:
 def _nuclei(folder: Path) -> dict[str, Output]:
     slide = nuclei_inputs.write_flow_slide(folder / "flows.ome.tif")
     weights = nuclei_inputs.write_weights(folder / "weights.pt")
-    config = SegmentationConfig(model=str(weights), block_px=256)
-    write = partial(write_nuclei, slide_path=slide, config=config, device="cpu")
-
-    def collected(out: Path, kept: Path) -> dict[str, Any]:
-        parts = [
-            (block.index, nuclei_table(labels, (labels > 0).astype(np.float32), block, 0.5, 0.25))
-            for block, labels in nuclei_inputs.labels_at_a_seam()
-        ]
-        pq.write_table(collect(reversed(parts)), out / NUCLEI_FILE)
-        return {}
-
-    return {
-        "flows": _written(folder / "flows", write),
-        "seam": _written(folder / "seam", collected),
-    }
+    config = SegmentationConfig(model=str(weights))
+    write = partial(write_nuclei, slide_path=slide, config=config, device="cpu", block_px=256)
+    return {"flows": _written(folder / "flows", write)}
 
 
 def _cells(folder: Path) -> dict[str, Output]:
