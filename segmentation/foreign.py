@@ -104,17 +104,21 @@ def _without_w2(state: Mapping[str, torch.Tensor]) -> str:
 def _faults(expected: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> list[str]:
     """What is wrong with the tensors of a state: for each kind of fault how many, and the first."""
     both = [key for key in expected if key in state]
+    misshapen = [key for key in both if state[key].shape != expected[key].shape]
     plain = [k for k in both if state[k].is_floating_point() and state[k].layout == torch.strided]
     kinds = {
         "missing": [key for key in expected if key not in state],
         "unknown": [key for key in state if key not in expected],
         "of another shape": [
             f"{key} {tuple(state[key].shape)}, not {tuple(expected[key].shape)}"
-            for key in both
-            if state[key].shape != expected[key].shape
+            for key in misshapen
         ],
         "no plain floating-point numbers": [key for key in both if key not in plain],
-        "not finite": [key for key in plain if not torch.isfinite(state[key].float()).all()],
+        "not finite": [
+            key
+            for key in plain
+            if key not in misshapen and not all(map(torch.isfinite, state[key].float().aminmax()))
+        ],
     }
     return [f"{len(keys)} {kind} (first {keys[0]})" for kind, keys in kinds.items() if keys]
 
