@@ -77,7 +77,7 @@ def foreign_network(path: Path, state: Mapping[str, torch.Tensor]) -> ForeignNet
     state = {key: v for key, v in state.items() if not key.startswith(_ONLY_OF_TRAINING)}
     faults = _faults(net.state_dict(), state)
     if faults:
-        raise _refusal(path, f"the weights of a {net.backbone} of Cellpose 4", "; ".join(faults))
+        raise _refusal(path, f"Cellpose 4 weights of a {net.backbone}", "; ".join(faults))
     weights = {key: value.to(torch.float32) for key, value in state.items()}
     net.load_state_dict(weights, strict=True, assign=True)
     return ForeignNetwork(net.eval().requires_grad_(False), window_px)
@@ -89,7 +89,7 @@ def _dino_network(path: Path, state: Mapping[str, torch.Tensor]) -> DinoNetwork:
     if width not in _DINO_OF_WIDTH:
         known = " or ".join(map(str, _DINO_OF_WIDTH))
         found = f"{width} rows in encoder.patch_embed.proj.weight"
-        raise _refusal(path, f"a DINOv3 of width {known}", found)
+        raise _refusal(path, f"Cellpose 4 weights of a DINOv3 of width {known}", found)
     n_layers, n_heads = _DINO_OF_WIDTH[width]
     return DinoNetwork(width, n_layers, n_heads)
 

@@ -184,7 +184,7 @@ LAST = "encoder.blocks.11.ls2.gamma"
         ({LAST: torch.tensor([0.0, -torch.inf] * 384)}, rf"1 not finite \(first {LAST}\)"),
         ({"encoder.patch_embed.proj.weight": torch.zeros(384, 3, 16, 16)}, "384 rows"),
         ({"encoder.patch_embed.proj.weight": torch.tensor(1.0)}, "0 rows"),
-        ({"encoder.cls_token": None}, "sam_vitl of Cellpose 4"),
+        ({"encoder.cls_token": None}, "Cellpose 4 weights of a sam_vitl"),
         ({"W2": None}, "no W2"),
     ],
 )
