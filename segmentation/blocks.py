@@ -39,7 +39,7 @@ class Block:
 
 
 def plan_blocks(grid: WindowGrid, block_px: int) -> list[Block]:
-    """Blocks of `block_px` that cover every shown window, row by row; cut off at the slide's end."""
+    """Blocks of `block_px` over every shown window, row by row, cut off at the slide's end."""
     width, height = grid.size_px
     return [
         block

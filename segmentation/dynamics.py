@@ -26,9 +26,9 @@ MIN_LOGIT: Final = 0.0
 _MIN_ENDS_OF_SEED, _MIN_ENDS_OF_BIN = 11, 3
 _SEED_RADIUS, _PEAK_RADIUS = 5, 2
 
-# A position and a step are whole numbers of 1/1024 px, a weight between pixels one of 1/256, so that
-# every device and every block computes the same. The two parts of a step, made positive, share one
-# number of 64 bits: two weights of 8 bits more leave both below 2 ** 28.
+# Positions and steps are whole numbers of 1/1024 px, weights between pixels of 1/256, so that every
+# device and every block computes the same. The two parts of a step, made positive, share one number
+# of 64 bits: two weights of 8 bits more leave both below 2 ** 28.
 _SUB_BITS, _WEIGHT_BITS, _LANE_BITS = 10, 8, 32
 _ONE = 1 << _SUB_BITS
 _LANE_MASK = (1 << _LANE_BITS) - 1

@@ -6,14 +6,13 @@ import functools
 import hashlib
 import itertools
 import logging
-import pickle
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from cellpose.vit import CPSAM, BaseModel
+from cellpose.vit import BaseModel
 from pydantic import Field
 from torch import nn
 from torch.nn import functional
@@ -21,16 +20,15 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from segmentation.config import weights_digest, weights_path
 from segmentation.dynamics import Labels
+from segmentation.foreign import foreign_network
 from segmentation.picture import find_in_picture
 from segmentation.stain import Normalisation, NormalisationKind
-from shards.errors import BadInput, not_there_yet
+from segmentation.weights_file import read_state
+from shards.errors import BadInput
 from shards.schema import Record
 
 log = logging.getLogger("cellpair")
 
-# Cellpose 4 networks were trained with objects scaled to 30 px; a nucleus of 8 µm is that wide
-# at 0.27 µm a pixel, close to a 40x scan.
-FOREIGN_MPP: Final = 8.0 / 30.0
 # A window of the compact network, and how much it shares with the next: an output is blended where
 # less than this is seen around it.
 _COMPACT_WINDOW_PX: Final = 512
@@ -120,8 +118,10 @@ class CompactUNet(BaseModel):  # type: ignore[misc]  # cellpose has no types
         """The same network for use alone: batch normalisation is part of the convolutions."""
         for module in self.modules():
             if isinstance(module, nn.Sequential):
-                module[0] = fuse_conv_bn_eval(module[0], module[1])
-                module[1] = nn.Identity()
+                conv, norm = module[0], module[1]
+                assert isinstance(conv, nn.Conv2d)
+                assert isinstance(norm, nn.BatchNorm2d)
+                module[0], module[1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
         return self
 
 
@@ -153,7 +153,7 @@ class NucleusNetwork:
         self.batch = _GPU_BATCH if where.type == "cuda" else 1
         self._where = where
         self._dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
-        self._net = net.eval().to(where, self._dtype, memory_format=torch.channels_last)
+        self._net = net.eval().to(where, self._dtype)
 
     @property
     def device(self) -> str:
@@ -206,7 +206,7 @@ def load_model(model: str, device: str = "auto") -> NucleusNetwork:
     # How sums are cut among threads shows in their last bits: one thread here as on any worker.
     torch.set_num_threads(1)
     path = weights_path(model)
-    state = _read_state(path)
+    state = read_state(path)
     where = _torch_device(device)
     if _OWN_KEY in state:
         metadata = read_metadata(path)
@@ -230,25 +230,13 @@ def load_model(model: str, device: str = "auto") -> NucleusNetwork:
             normalisation=metadata.normalisation,
             weights_sha256=weights_digest(model),
         )
-    if "W2" not in state or "encoder.patch_embed.proj.weight" not in state:
-        raise _not_weights(path, f"keys such as {', '.join(sorted(state)[:3]) or 'none'}")
-    if "encoder.cls_token" in state:
-        raise not_there_yet(
-            path, "a Cellpose network on DINOv3", "use weights of the SAM kind, or model = compact"
-        )
-    with torch.device("meta"):  # shapes alone, no memory
-        expected = CPSAM().state_dict()
-    missing = set(expected) - set(state)
-    if missing:  # Cellpose itself would leave these at random
-        raise _not_weights(path, f"no {min(missing)}")
-    net = CPSAM()
-    net.load_state_dict(state)
+    foreign = foreign_network(path, state)
     return NucleusNetwork(
-        net,
+        foreign.net,
         where,
-        mpp=FOREIGN_MPP,
-        window_px=256,
-        overlap_px=48,
+        mpp=foreign.mpp,
+        window_px=foreign.window_px,
+        overlap_px=foreign.overlap_px,
         any_window=False,
         normalisation="percentiles",
         weights_sha256=weights_digest(model),
@@ -275,25 +263,6 @@ def read_metadata(weights: Path) -> CompactMetadata:
             remedy="copy both files that segmentation.train_compact writes",
         )
     return metadata
-
-
-def _read_state(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise _not_weights(path, str(error).splitlines()[0]) from error
-    if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
-        raise _not_weights(path, f"a {type(state).__name__} of other things than tensors")
-    return state
-
-
-def _not_weights(path: Path, found: str) -> BadInput:
-    return BadInput(
-        path,
-        expected="Cellpose 4 weights (a state dict with W2), or compact ones",
-        found=found,
-        remedy="give model = compact, or the path of weights that Cellpose 4 saved",
-    )
 
 
 def _torch_device(device: str) -> torch.device:

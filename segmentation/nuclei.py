@@ -1,4 +1,4 @@
-"""A field to nuclei: labelled, checked, owned and measured, the same from any block that owns one."""
+"""A field to nuclei: labelled, checked, owned and measured, the same from any block."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def halo_px(mpp: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class FoundNuclei:
-    """Nuclei of one block: masks on the grid of the field, and figures; sorted by centroid, y first.
+    """Nuclei of one block: masks and figures, sorted by centroid, y before x.
 
-    `piece_YX` (Y, X) numbers masks from the upper left of `origin_px`, 0 where none is; `number`
-    says which of them each nucleus is, `box` (n, 4) where: half-open (x0, y0, x1, y1) in `piece_YX`.
-    Centroids are in pixels of the whole grid.
+    `piece_YX` (Y, X) numbers masks, 0 where none is; it begins at `origin_px`. `number` says which
+    of them a nucleus is, `box` (n, 4) where: half-open (x0, y0, x1, y1) in `piece_YX`. Centroids
+    are in pixels of the whole grid.
     """
 
     origin_px: tuple[int, int]
@@ -117,7 +117,7 @@ def find_nuclei(
 
 
 def _largest_pieces(labels: Labels) -> Labels:
-    """(Y, X) the largest 4-connected piece of each label, numbered in reading order of all pieces."""
+    """(Y, X) the largest 4-connected piece of each label, numbered in reading order."""
     pieces, n_pieces = label(labels, background=0, return_num=True, connectivity=1)  # type: ignore[no-untyped-call]  # skimage's
     if not n_pieces:
         return labels

@@ -47,10 +47,8 @@ def outlines_of(
     if not rings:
         return np.zeros(0, object)
     ring_of_point = np.repeat(np.arange(len(rings)), np.diff(offsets))
-    polygons: npt.NDArray[np.object_] = shapely.polygons(
-        shapely.linearrings(np.concatenate(rings), indices=ring_of_point)
-    )
-    return polygons
+    lines = shapely.linearrings(np.concatenate(rings), indices=ring_of_point)
+    return np.asarray(shapely.polygons(lines), object)
 
 
 def _outer_ring(framed: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:

@@ -49,7 +49,7 @@ class Normalisation(Record):
         """(…, 3) pixels to the network's input, float32."""
         if self.kind == "optical_density":
             return optical_density(rgb)
-        low, high = np.float32(self.low), np.float32(self.high)
+        low, high = np.array(self.low, np.float32), np.array(self.high, np.float32)
         scaled: Pixels = (rgb.astype(np.float32) - low) / (high - low)
         return scaled
 

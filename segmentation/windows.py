@@ -234,7 +234,8 @@ def read_field(kept: Path, grid: WindowGrid, box: Box) -> Field:
     def stored(window: tuple[int, int]) -> Output:
         group = grid.group_of(window)
         outputs: Output = np.load(kept / f"{group.name}.npy", mmap_mode="r")
-        return outputs[group.windows.index(window)]
+        output: Output = outputs[group.windows.index(window)]
+        return output
 
     return blended(grid, box, stored)
 

@@ -31,7 +31,7 @@ def histogram(
     mark: tuple[float, str] | None = None,
     of: str = "cells",
 ) -> Figure:
-    """Cells, or what `of` says, by value; without `limits` from 0 to where the last half percent is one bin.
+    """Cells, or what `of` names, by value; the last bin takes half a percent without `limits`.
 
     `mark` is a value to draw a line at, and its name.
     """

@@ -1,4 +1,4 @@
-"""Slides for tests of segmentation: simulated, mosaics of real tiles; and what a run on one made."""
+"""Slides for tests of segmentation, simulated and of real tiles, and runs on them."""
 
 from __future__ import annotations
 

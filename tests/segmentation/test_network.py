@@ -73,7 +73,10 @@ def test_clear_glass_has_no_nuclei() -> None:
 
 
 @pytest.mark.parametrize("name", ["cpsam_v2", "no/such/file.pt"])
-def test_weights_that_are_not_there_are_refused(name: str) -> None:
+def test_weights_that_are_not_there_are_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CELLPOSE_LOCAL_MODELS_PATH", str(tmp_path))
     with pytest.raises(BadInput, match="give their path"):
         load_model(name, "cpu")
     with pytest.raises(BadInput, match="give their path"):
