@@ -47,6 +47,7 @@ class Plan:
     grid: WindowGrid
     normalisation: Normalisation
     model: str
+    weights_sha256: str
     device: str
     kept: Path
 
@@ -64,8 +65,18 @@ class Segmented:
 
 
 def run_windows(plan: Plan, groups: tuple[Group, ...]) -> list[tuple[Group, GroupFacts]]:
-    """The network over groups of windows, published in `plan.kept`."""
+    """The network over groups of windows, published in `plan.kept`.
+
+    Raises BadInput where the name of the model means other weights here.
+    """
     network = load_model(plan.model, plan.device)
+    if network.weights_sha256 != plan.weights_sha256:
+        raise BadInput(
+            f"model = {plan.model!r} on a worker",
+            expected=f"the weights of the planner, SHA-256 {plan.weights_sha256}",
+            found=network.weights_sha256,
+            remedy="copy the same file to every machine",
+        )
     return run_groups(
         groups, kept=plan.kept, source=plan.source, grid=plan.grid,
         normalisation=plan.normalisation, network=network,
@@ -131,7 +142,10 @@ def _plan(
         if network.normalisation == "percentiles" and grid.shown.any():
             normalisation = percentile_scale(slide, tissue, TISSUE_MPP)
         source = SlideSource(slide_path, mpp)
-        return Plan(source, slide.mpp, grid, normalisation, config.model, device, kept)
+        return Plan(
+            source, slide.mpp, grid, normalisation,
+            config.model, network.weights_sha256, device, kept,
+        )  # fmt: skip
 
 
 def _run(plan: Plan, blocks: list[Block], maps: Maps) -> str:

@@ -97,10 +97,11 @@ def percentile_scale(
         x0, y0 = round(x / shrink), round(y / shrink)
         rgb = slide.read_at((x0, y0, x0 + _SCALE_WINDOW_PX, y0 + _SCALE_WINDOW_PX), _SCALE_MPP)
         rows, columns = (
-            (start + (np.arange(_SCALE_WINDOW_PX) * shrink).astype(int)).clip(max=n - 1)
-            for start, n in zip((y, x), tissue.shape, strict=True)
+            start + (np.arange(_SCALE_WINDOW_PX) * shrink).astype(int) for start in (y, x)
         )
-        samples.append(rgb[tissue[np.ix_(rows, columns)]])
+        # A window may reach outside the slide, where no tissue is.
+        rows, columns = rows[rows < tissue.shape[0]], columns[columns < tissue.shape[1]]
+        samples.append(rgb[: len(rows), : len(columns)][tissue[np.ix_(rows, columns)]])
     return percentiles_of(np.concatenate(samples), slide.path)
 
 
