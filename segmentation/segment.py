@@ -114,7 +114,7 @@ def segment(
     Raises BadInput where slide or weights can't be used, or where workers differ in their device.
     """
     maps = maps or InTurn()
-    plan = _plan(kept, slide_path, config, mpp, device)
+    plan = plan_slide(kept, slide_path, config, mpp, device)
     blocks = plan_blocks(plan.grid, block_px)
     ran_on = _run(plan, blocks, maps)
     facts = [read_group_facts(kept, group) for group in plan.grid.groups()]
@@ -128,9 +128,10 @@ def segment(
     return Segmented(n_nuclei, n_windows, ran_on, ordered, tuple(blocks), plan.grid)
 
 
-def _plan(
+def plan_slide(
     kept: Path, slide_path: Path, config: SegmentationConfig, mpp: float | None, device: str
 ) -> Plan:
+    """The windows of a slide and what tasks on it need. Raises BadInput as `segment`."""
     network = load_model(config.model, device)
     with open_slide(slide_path, mpp=mpp) as slide:
         slide.require_rgb()
@@ -168,8 +169,8 @@ def _run(plan: Plan, blocks: list[Block], maps: Maps) -> str:
     side = _GPU_GROUPS_A_TASK if device.startswith("cuda") else 1
     tasks = [tuple(missing[i : i + side]) for i in range(0, len(missing), side)]
     made = iter(maps.on_gpu(partial(run_windows, plan), tasks))
-    map_blocks = maps.on_gpu if device.startswith("cuda") else maps
-    for _ in map_blocks(partial(segment_block, plan), _Ready(needed, done, made, device)):
+    # Any worker takes them, on its GPU if it has one: what they find is the same.
+    for _ in maps(partial(segment_block, plan), _Ready(needed, done, made, device)):
         pass
     return device
 

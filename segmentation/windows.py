@@ -178,7 +178,7 @@ def run_groups(
     """Run the network over groups and publish each in `kept`; the next is decoded meanwhile."""
     done = []
     with ThreadPoolExecutor(1) as decoder:
-        coming = [decoder.submit(_decode, group, source, grid) for group in groups]
+        coming = [decoder.submit(decode_group, group, source, grid) for group in groups]
         for group, decoded in zip(groups, coming, strict=True):
             rgb_BYXC, haematoxylin_BYX, damage = decoded.result()
             output = np.empty((len(rgb_BYXC), N_CHANNELS, *rgb_BYXC.shape[1:3]), np.float16)
@@ -193,9 +193,10 @@ def run_groups(
     return done
 
 
-def _decode(
+def decode_group(
     group: Group, source: SlideSource, grid: WindowGrid
 ) -> tuple[Rgb, npt.NDArray[np.float32], tuple[Damage, ...]]:
+    """Pixels (windows, Y, X, 3) at the grid's mpp, haematoxylin (windows, Y, X), and damage met."""
     boxes = np.array([grid.box(*window) for window in group.windows])
     x0, y0 = boxes[:, :2].min(axis=0).tolist()
     x1, y1 = boxes[:, 2:].max(axis=0).tolist()
