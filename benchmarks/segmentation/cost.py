@@ -58,24 +58,16 @@ def measure(limits: Limits, out: Path) -> None:
         ("outlines and publishing", parts.outlines_s),
     ):
         limits.told(name, f"{seconds:.1f} s, {parts.n_mpx / seconds:.2f} Mpx/s")
-    limits.line(
-        "dynamics with quality check, Mpx/s",
-        parts.n_mpx / parts.dynamics_s,
-        "≥",
-        MIN_DYNAMICS_MPX_S,
-    )
+    speed = parts.n_mpx / parts.dynamics_s
+    limits.line("dynamics with quality check, Mpx/s", speed, "≥", MIN_DYNAMICS_MPX_S)
     for n_workers in (1, 2):
         total_s = _total_s(slide, n_workers)
         # Once more beside it, for machines are shared: the parts as they are now.
         again = _parts(slide, out)
         sum_s = (parts.sum_s + again.sum_s) / 2
         limits.told(f"all of it, {n_workers} processes", f"{total_s:.1f} s")
-        limits.line(
-            f"over the sum of the parts / {n_workers}",
-            total_s / (sum_s / n_workers),
-            "≤",
-            MAX_TOTAL,
-        )
+        over = total_s / (sum_s / n_workers)
+        limits.line(f"over the sum of the parts / {n_workers}", over, "≤", MAX_TOTAL)
         parts = again
 
 

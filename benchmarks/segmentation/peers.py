@@ -133,16 +133,18 @@ def _tell(limits: Limits, what: str, found: Labels, whole: Labels, seconds: floa
     """A line: how many nuclei, how many of the whole run's are lost, found twice, and extra."""
     lost, doubled, extra = compared(found, whole)
     n = len(np.unique(found)) - 1
-    limits.told(
-        what,
-        f"{n:,} nuclei, {lost} lost, {doubled} in parts or doubled, {extra} extra; {seconds:.0f} s",
-    )
+    told = f"{n:,} nuclei, {lost} lost, {doubled} in parts or doubled, {extra} extra"
+    limits.told(what, f"{told}; {seconds:.0f} s")
 
 
 def compared(found: Labels, whole: Labels) -> tuple[int, int, int]:
-    """Of two label images: nuclei of `whole` that no single one of `found` matches by IoU 0.5, those
-    among them of which several hold a tenth or more each, and nuclei of `found` without a match."""
-    pairs, shared = np.unique(np.stack([whole.ravel(), found.ravel()]), axis=1, return_counts=True)
+    """What a label image lost of `whole`, has in several parts, and has in addition.
+
+    Lost: no one of `found` matches by IoU 0.5. In parts: several of `found`, each for the most part
+    within it, hold a tenth or more of it. In addition: matches none.
+    """
+    both = np.stack([whole.ravel().astype(np.int64), found.ravel().astype(np.int64)])
+    pairs, shared = np.unique(both, axis=1, return_counts=True)
     size_whole = dict(zip(*np.unique(whole, return_counts=True), strict=True))
     size_found = dict(zip(*np.unique(found, return_counts=True), strict=True))
     matched_whole, matched_found, parts_of = set(), set(), {}
