@@ -8,10 +8,17 @@ import time
 from pathlib import Path
 
 from flows.cluster import BlockMap, Runtime
+from flows.log import working_on
 from flows.report.nuclei_page import PAGE_FILE, write_nuclei_page
 from pairing.slide import open_slide
-from segmentation.config import NUCLEI_FILE, STAGE_VERSION, SegmentationConfig, weights_digest
-from shards.artifact import written_aside
+from segmentation.config import (
+    FACTS_FILE,
+    NUCLEI_FILE,
+    STAGE_VERSION,
+    SegmentationConfig,
+    weights_digest,
+)
+from shards.artifact import write_atomically, written_aside
 from shards.errors import BadInput
 from shards.schema import digest
 
@@ -41,29 +48,33 @@ def segment_slide(
 
     kept = _work_folder(out, slide, mpp, digest_of_weights)
     started_s = time.monotonic()
-    with BlockMap(runtime) as maps:
+    with working_on(slide.name), BlockMap(runtime) as maps:
         done = segment(
             out / NUCLEI_FILE, kept, slide, SegmentationConfig(model=model),
             mpp=mpp, device=runtime.device, maps=maps,
         )  # fmt: skip
         log.info(
             "%d nuclei after %.0f s; writing label image, GeoJSON and page",
-            done.n_nuclei, time.monotonic() - started_s,
+            done.facts.n_nuclei, time.monotonic() - started_s,
         )  # fmt: skip
+        # Of an earlier slide perhaps; the page, which is written last, tells that all is there.
+        for name in (PAGE_FILE, OVERVIEW_FILE, GEOJSON_FILE, LABELS_FILE, FACTS_FILE):
+            (out / name).unlink(missing_ok=True)
         shutil.rmtree(out / LABELS_FOLDER, ignore_errors=True)
         write_label_image(kept / LABELS_FOLDER, kept, done.blocks, done.grid, maps)
     (kept / LABELS_FOLDER).rename(out / LABELS_FOLDER)
     if labels:
         with written_aside(out / LABELS_FILE) as path:
             write_label_tiff(path, out / LABELS_FOLDER, done.grid.mpp)
+    write_atomically(out / FACTS_FILE, done.facts.model_dump_json(indent=1).encode())
     with written_aside(out / GEOJSON_FILE) as path:
         write_geojson(path, out / NUCLEI_FILE)
     with open_slide(slide, mpp=mpp) as opened, written_aside(out / OVERVIEW_FILE) as path:
         tolerant, _ = opened.tolerant()
         overview_picture(tolerant, out / NUCLEI_FILE).save(path, format="PNG")
-        write_nuclei_page(out / PAGE_FILE, out / NUCLEI_FILE, tolerant, done)
+        write_nuclei_page(out / PAGE_FILE, out / NUCLEI_FILE, tolerant, done.facts)
     shutil.rmtree(kept)
-    return done.n_nuclei
+    return done.facts.n_nuclei
 
 
 def _work_folder(out: Path, slide: Path, mpp: float | None, weights: str) -> Path:

@@ -7,11 +7,13 @@ import os
 from pathlib import Path
 from typing import Any, Final
 
+from pairing.slide import Damage
 from shards.errors import BadInput
 from shards.schema import Record
 
 STAGE_VERSION = 3
 NUCLEI_FILE = "nuclei.parquet"
+FACTS_FILE = "segmentation.json"
 COMPACT_PATH: Final = Path(__file__).parent / "weights" / "compact.pt"
 # The strides of networks multiply to 16: their windows are multiples of it.
 GRID_PX = 16
@@ -34,6 +36,22 @@ class SegmentationConfig(Record):
     def fingerprint_config(self) -> dict[str, Any]:
         """Nothing yet: the content of the weights enters by `weights_digest`, not their path."""
         return self.model_dump(exclude={"model"})
+
+
+class SegmentationFacts(Record):
+    """`segmentation.json` beside the table: how a slide was segmented, and where nothing was found.
+
+    `n_windows` show tissue or its margin, and cover `looked_at_mm2`; in the middles of
+    `n_empty_windows` of them no nucleus lies. In `damage` nothing was looked for.
+    """
+
+    network_mpp: float
+    device: str
+    n_nuclei: int
+    n_windows: int
+    n_empty_windows: int
+    looked_at_mm2: float
+    damage: tuple[Damage, ...]
 
 
 def weights_path(model: str) -> Path:

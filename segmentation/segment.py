@@ -10,10 +10,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pairing.slide import Damage, open_slide
+import numpy as np
+import pyarrow.parquet as pq
+
+from pairing.slide import open_slide
 from segmentation.blocks import TISSUE_MPP, Block, plan_blocks, tissue_mask
 from segmentation.collect import collect_nuclei, is_published, publish_block, remove_blocks
-from segmentation.config import BLOCK_PX, NUCLEI_FILE, SegmentationConfig, weights_digest
+from segmentation.config import (
+    BLOCK_PX,
+    FACTS_FILE,
+    NUCLEI_FILE,
+    SegmentationConfig,
+    SegmentationFacts,
+    weights_digest,
+)
 from segmentation.dynamics import kind_of_device
 from segmentation.maps import InTurn, Maps
 from segmentation.network import load_model
@@ -29,7 +39,7 @@ from segmentation.windows import (
     read_group_facts,
     run_groups,
 )
-from shards.artifact import tell_found
+from shards.artifact import tell_found, write_atomically
 from shards.errors import BadInput
 
 log = logging.getLogger("cellpair")
@@ -54,14 +64,11 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Segmented:
-    """What was done: on which kind of device, how many blocks, and the damage that was met."""
+    """What was done and found, and the grid and blocks whose masks are kept."""
 
-    n_nuclei: int
-    n_windows: int
-    device: str
-    damage: tuple[Damage, ...]
-    blocks: tuple[Block, ...]
+    facts: SegmentationFacts
     grid: WindowGrid
+    blocks: tuple[Block, ...]
 
 
 def run_windows(plan: Plan, groups: tuple[Group, ...]) -> list[tuple[Group, GroupFacts]]:
@@ -117,15 +124,35 @@ def segment(
     plan = plan_slide(kept, slide_path, config, mpp, device)
     blocks = plan_blocks(plan.grid, block_px)
     ran_on = _run(plan, blocks, maps)
-    facts = [read_group_facts(kept, group) for group in plan.grid.groups()]
-    damage = {d for f in facts if f is not None for d in f.damage}
+    met = [read_group_facts(kept, group) for group in plan.grid.groups()]
+    damage = {d for facts in met if facts is not None for d in facts.damage}
     ordered = tuple(sorted(damage, key=lambda d: (d.kind, d.box)))
     for d in ordered:
         log.warning("%s: %s at %s px, where no nuclei are looked for", slide_path, d.kind, d.box)
     with open_slide(slide_path, mpp=mpp) as slide:
         n_nuclei = collect_nuclei(out, kept, blocks, slide, ordered, plan.grid.size_px)
     n_windows = int(plan.grid.shown.sum())
-    return Segmented(n_nuclei, n_windows, ran_on, ordered, tuple(blocks), plan.grid)
+    facts = SegmentationFacts(
+        network_mpp=plan.grid.mpp,
+        device=ran_on,
+        n_nuclei=n_nuclei,
+        n_windows=n_windows,
+        n_empty_windows=_n_empty_windows(out, plan),
+        looked_at_mm2=n_windows * (plan.grid.stride_px * plan.grid.mpp / 1000) ** 2,
+        damage=ordered,
+    )
+    return Segmented(facts, plan.grid, tuple(blocks))
+
+
+def _n_empty_windows(nuclei: Path, plan: Plan) -> int:
+    table = pq.read_table(nuclei, columns=["x_px", "y_px"])
+    stride_px = plan.grid.stride_px * plan.grid.mpp / plan.slide_mpp
+    column, row = (
+        (table[name].to_numpy() // stride_px).astype(np.int64) for name in ("x_px", "y_px")
+    )
+    empty = plan.grid.shown.copy()
+    empty[row, column] = False
+    return int(empty.sum())
 
 
 def plan_slide(
@@ -224,15 +251,17 @@ def write_nuclei(
     maps: Maps | None = None,
     block_px: int = BLOCK_PX,
 ) -> dict[str, Any]:
-    """As `segment`, into `out/nuclei.parquet`; what was found, in figures, and on what."""
+    """As `segment`, into files of the folder `out`; what was found, in figures, and on what."""
     done = segment(
         out / NUCLEI_FILE, kept, slide_path, config,
         mpp=mpp, device=device, maps=maps, block_px=block_px,
     )  # fmt: skip
+    facts = done.facts
+    write_atomically(out / FACTS_FILE, facts.model_dump_json(indent=1).encode())
     return {
-        "n_nuclei": done.n_nuclei,
+        "n_nuclei": facts.n_nuclei,
         "weights_sha256": weights_digest(config.model),
         # GPUs are not bit-stable, so that it belongs to what was found.
-        "devices": [done.device],
-        "n_damaged_places": len(done.damage),
+        "devices": [facts.device],
+        "n_damaged_places": len(facts.damage),
     }

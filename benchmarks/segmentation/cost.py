@@ -150,7 +150,7 @@ def main() -> None:
         )
         seconds = time.perf_counter() - started_s
     peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(peak_kib / 2**20, seconds, done.n_nuclei)
+    print(peak_kib / 2**20, seconds, done.facts.n_nuclei)
 
 
 if __name__ == "__main__":

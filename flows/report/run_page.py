@@ -28,6 +28,7 @@ from flows.report.donors import DonorRow, donor_rows
 from flows.report.drawing import View
 from flows.report.gallery import Sample, kept_cell_ids, read_gallery
 from flows.report.maps import FitMaps, displacements_um, fit_maps
+from flows.report.nuclei_parts import NucleiParts, nuclei_parts
 from flows.report.overlay import Nuclei, open_image, pictures, read_nuclei
 from flows.report.registration_parts import RegistrationParts, registration_parts
 from flows.report.settings import Setting, run_settings
@@ -44,6 +45,7 @@ from pairing.registration.record import (
 from pairing.slide import Damage
 from pairing.warp import Warp
 from pairing.xenium import open_xenium
+from segmentation.config import FACTS_FILE, NUCLEI_FILE, SegmentationFacts
 from shards.artifact import read_artifact
 from shards.dataset import read_manifest, read_record
 from shards.schema import Manifest, Panel, Split, Totals
@@ -75,6 +77,7 @@ class RunPage:
     parts: RegistrationParts | None
     checks: list[Check]
     fit: FitMaps | None
+    segmentation: NucleiParts | None
     why_no_fit: str | None
     totals: Totals
     figures: CellFigures
@@ -133,6 +136,7 @@ def run_page(
             registration, manifest.totals, figures, fit, summary, built["patches"].summary
         ),
         fit=fit,
+        segmentation=_segmentation(curated),
         why_no_fit=None if fit else _why_no_fit(curated),
         totals=manifest.totals,
         figures=figures,
@@ -210,6 +214,16 @@ def _fit(
             table, nuclei.instrument, nuclei.he_centroids_px(), he_px_from_xenium_um, mpp
         ),
     )
+
+
+def _segmentation(curated: CuratedRun) -> NucleiParts | None:
+    """Nuclei of the slide; None where none were looked for."""
+    if "nuclei" not in curated.built:
+        return None
+    folder = curated.built["nuclei"].folder
+    facts = read_record(folder / FACTS_FILE, SegmentationFacts)
+    with open_image(curated.config) as slide:
+        return nuclei_parts(folder / NUCLEI_FILE, facts, slide.size_px, slide.mpp)
 
 
 def _why_no_fit(curated: CuratedRun) -> str:

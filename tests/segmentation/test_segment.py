@@ -66,7 +66,7 @@ def polygons_of(table: pa.Table) -> np.ndarray:
 def test_the_table_is_sound(segmented: tuple[Path, Segmented, pa.Table]) -> None:
     _, done, nuclei = segmented
     assert nuclei.schema == NUCLEI_SCHEMA
-    assert len(nuclei) == done.n_nuclei > 200
+    assert len(nuclei) == done.facts.n_nuclei > 200
     assert nuclei["nucleus_id"].to_pylist() == list(range(1, len(nuclei) + 1))
     y_px, x_px = nuclei["y_px"].to_numpy(), nuclei["x_px"].to_numpy()
     assert (np.diff(y_px) >= 0).all()
@@ -241,7 +241,7 @@ def test_a_slide_of_glass_has_no_nuclei(tmp_path: Path) -> None:
     Image.fromarray(np.full((600, 900, 3), 243, np.uint8)).save(slide)
     done, table, _ = run(tmp_path, slide)
     assert table.schema == NUCLEI_SCHEMA
-    assert len(table) == done.n_nuclei == done.n_windows == 0
+    assert len(table) == done.facts.n_nuclei == done.facts.n_windows == 0
 
 
 @pytest.mark.parametrize("shape", [(700, 1), (1, 700), (1, 1)])
@@ -267,7 +267,7 @@ def test_nuclei_at_damaged_tiles_are_flagged(tmp_path: Path) -> None:
     spoil(path, 2 * 6 + 3)  # row 2, column 3
     done, table, _ = run(tmp_path / "damaged", path, mpp=None)
     box = (384, 256, 512, 384)
-    assert {d.kind for d in done.damage} == {"undecodable"}
+    assert {d.kind for d in done.facts.damage} == {"undecodable"}
     flagged = np.array([("damaged_tile" in f) for f in table["flags"].to_pylist()])
     near = shapely.dwithin(polygons_of(table), shapely.box(*box), 4)
     assert np.array_equal(flagged, near)
@@ -292,8 +292,8 @@ def test_segment_writes_table_geojson_labels_overview_and_page(
     nuclei = pq.read_table(out / "nuclei.parquet")
     assert nuclei.equals(segmented[2])
     assert {p.name for p in out.iterdir()} == {
-        "nuclei.parquet", "nuclei.geojson", "labels.zarr", "labels.ome.tif", "overview.png",
-        "index.html",
+        "nuclei.parquet", "segmentation.json", "nuclei.geojson", "labels.zarr", "labels.ome.tif",
+        "overview.png", "index.html",
     }  # fmt: skip
 
     collection = json.loads((out / "nuclei.geojson").read_text())
