@@ -39,8 +39,7 @@ def outlines_um(centres_um: F64, size: F64, turn: F64) -> npt.NDArray[np.object_
     x, y = (axis * size[:, None] for axis in (4.5 * np.cos(angle), 3.0 * np.sin(angle)))
     c, s = np.cos(turn)[:, None], np.sin(turn)[:, None]
     corners = np.stack([c * x - s * y, s * x + c * y], axis=-1) + centres_um[:, None]
-    outlines: npt.NDArray[np.object_] = shapely.polygons(corners)
-    return outlines
+    return np.asarray(shapely.polygons(corners), dtype=object)
 
 
 def stretched(extent_um: float) -> Warp:

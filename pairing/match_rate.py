@@ -69,9 +69,8 @@ class MatchRate(Record):
     @property
     def is_far_below(self) -> bool:
         """Whether the registration's error does not explain how few were found."""
-        return self.n_nuclei >= MIN_NUCLEI and bool(
-            far_below(*map(np.float64, (self.found, self.predicted, self.by_chance)))
-        )
+        found, predicted, by_chance = np.array([[self.found], [self.predicted], [self.by_chance]])
+        return self.n_nuclei >= MIN_NUCLEI and bool(far_below(found, predicted, by_chance)[0])
 
     @property
     def faults(self) -> tuple[str, ...]:
@@ -122,8 +121,8 @@ def iou_of_discs(distance: F64, radius: F64, other_radius: F64) -> F64:
 @cache
 def reach_per_radius() -> float:
     """How many radii apart two discs of one size are whose IoU is MIN_IOU: 1.41 for 0.1."""
-    one = np.float64(1.0)
-    return float(brentq(lambda d: float(iou_of_discs(np.float64(d), one, one)) - MIN_IOU, 0, 2))
+    one = np.ones(1)
+    return float(brentq(lambda d: iou_of_discs(d * one, one, one)[0] - MIN_IOU, 0, 2))
 
 
 def chance_within_reach(radius_um: F64, error_um: F64) -> F64:
@@ -135,8 +134,10 @@ def chance_within_reach(radius_um: F64, error_um: F64) -> F64:
     taken as given, which is to say as right: 1.
     """
     reach = reach_per_radius() * radius_um
-    exponent = np.divide(reach, error_um, out=np.full_like(reach, np.inf), where=error_um > 0)
-    return np.asarray(-np.expm1(-(np.where(np.isnan(error_um), np.inf, exponent) ** 2)))
+    times = np.full_like(reach, np.inf)
+    with np.errstate(over="ignore"):  # infinitely many times an error next to nothing
+        np.divide(reach, error_um, out=times, where=error_um > 0)
+        return np.asarray(-np.expm1(-(times**2)))
 
 
 def matches_by_chance(instrument: PlacedNuclei, he: PlacedNuclei) -> F64:
@@ -160,14 +161,15 @@ def _overlapping(
     um: Points, radius_um: F64, he_tree: cKDTree, he_radius_um: F64
 ) -> tuple[I64, I64, F64]:
     """Rows of both sides whose discs overlap by MIN_IOU, among the nearest of each, and the IoU."""
+    drawn = np.flatnonzero(radius_um > 0)  # an outline may enclose nothing
     parts = []
-    for start in range(0, len(um), _AT_A_TIME):
-        some = slice(start, start + _AT_A_TIME)
+    for some in np.split(drawn, range(_AT_A_TIME, len(drawn), _AT_A_TIME)):
         near = min(_N_NEAR, he_tree.n)
         distance, other = he_tree.query(um[some], k=np.arange(1, near + 1))
-        iou = iou_of_discs(distance, radius_um[some, None], he_radius_um[other])
+        # Rounded, so that pairs of one IoU are settled by row, not by a processor's last bits.
+        iou = iou_of_discs(distance, radius_um[some, None], he_radius_um[other]).round(9)
         row, k = np.nonzero(iou >= MIN_IOU)
-        parts.append((row + start, other[row, k], iou[row, k]))
+        parts.append((some[row], other[row, k], iou[row, k]))
     own, others, ious = (np.concatenate(column) for column in zip(*parts, strict=True))
     return own, others, ious
 
@@ -218,7 +220,7 @@ def match_rates(
     n_assessed = int(n_nuclei[n_nuclei >= MIN_NUCLEI].sum())
     rate = MatchRate(
         n_nuclei=len(per_nucleus),
-        **{name: float(share) for name, share in per_nucleus.mean().items()},
+        **{str(name): float(share) for name, share in per_nucleus.mean().items()},
         in_far_squares=float(n_nuclei[far].sum() / n_assessed) if n_assessed else 0.0,
     )
     return rate, table[list(REGION_COLUMNS)].reset_index(drop=True)
@@ -228,6 +230,6 @@ def _squares(um: Points, he_um: Points) -> tuple[Points, I64, I64]:
     """Squares (k, 2) that hold a nucleus of the instrument, in steps of REGION_UM; the square of
     each of these, and of each H&E nucleus that lies in one."""
     squares, of_nucleus = np.unique(np.floor(um / REGION_UM), axis=0, return_inverse=True)
-    index = pd.MultiIndex.from_arrays(squares.T)
-    of_he = index.get_indexer(pd.MultiIndex.from_arrays(np.floor(he_um / REGION_UM).T))
+    index = pd.MultiIndex.from_arrays(list(squares.T))
+    of_he = index.get_indexer(pd.MultiIndex.from_arrays(list(np.floor(he_um / REGION_UM).T)))
     return squares, of_nucleus.ravel(), of_he[of_he >= 0]
