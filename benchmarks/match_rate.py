@@ -22,6 +22,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import shapely
 
 from benchmarks.registration.__main__ import seeds_of
 from pairing.geometry import Affine, Points, Transform
@@ -135,6 +136,18 @@ class Section:
         kept = np.random.default_rng(0).random(self.he.num_rows) < share
         return replace(self, he=self.he.filter(pa.array(kept)))
 
+    def with_strangers(self, share: float) -> Section:
+        """The same with a share of the H&E nuclei put elsewhere, within the size of a window."""
+        rng = np.random.default_rng(0)
+        n = self.he.num_rows
+        shift_px = rng.uniform(-40, 40, (n, 2)) / self.mpp * (rng.random((n, 1)) < share)
+        polygons = shapely.from_wkb(self.he["polygon_px"].to_pylist())
+        corners, of_polygon = shapely.get_coordinates(polygons, return_index=True)
+        moved = shapely.set_coordinates(polygons, corners + shift_px[of_polygon])
+        columns = self.he.to_pandas().assign(polygon_px=shapely.to_wkb(moved))
+        columns[["x_px", "y_px"]] += shift_px
+        return replace(self, he=pa.Table.from_pandas(columns, preserve_index=False))
+
 
 def cases(section: Section, other: Section) -> Iterator[tuple[str, Section]]:
     """What may be right or wrong with a run, by name."""
@@ -149,6 +162,9 @@ def cases(section: Section, other: Section) -> Iterator[tuple[str, Section]]:
     yield "half of the H&E nuclei found", half
     yield "half of them found, 6 µm off", half.moved(6.0)
     yield "half of them found, 15 µm off", half.moved(15.0)
+    strange = section.with_strangers(1 / 3)
+    yield "a third of the H&E nuclei elsewhere", strange
+    yield "a third of them elsewhere, 6 µm off", strange.moved(6.0)
     yield "a wrong slide", replace(section, he=other.he)
 
 

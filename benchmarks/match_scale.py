@@ -1,4 +1,4 @@
-"""How long the matching of nuclei takes, and how much memory, on made-up outlines.
+"""How long the matching of nuclei and its rates take, and how much memory, on made-up outlines.
 
 python -m benchmarks.match_scale [--nuclei N …]
 
@@ -23,6 +23,7 @@ import shapely
 
 from pairing.geometry import Affine
 from pairing.match import match_nuclei
+from pairing.match_rate import PlacedNuclei, match_rates
 from pairing.warp import Warp
 
 F64 = npt.NDArray[np.float64]
@@ -78,12 +79,24 @@ def measure(n_nuclei: int) -> None:
     started_s, started_cpu_s = time.monotonic(), time.process_time()
     matched = match_nuclei(instrument.tolist(), table, he_px_from_xenium_um, MPP)
     seconds, cpu_s = time.monotonic() - started_s, time.process_time() - started_cpu_s
+    started_s = time.monotonic()
+    rates = match_rates(
+        PlacedNuclei(he_px_from_xenium_um(centres_um) * MPP, shapely.area(instrument)),
+        PlacedNuclei(he_px_from_xenium_um(he_um) * MPP, table["area_um2"].to_numpy()),
+        matched["he_nucleus_id"].notna().to_numpy(),
+        np.full(n_nuclei, 0.5),
+        np.ones(n_nuclei, bool),
+    )
+    rates_s = time.monotonic() - started_s
+    assert rates is not None
+    rate = rates[0]
     right = (matched["he_nucleus_id"].to_numpy(float, na_value=0)[shown] ==
              np.arange(1, shown.sum() + 1)).mean()  # fmt: skip
     per_100_000 = seconds * 1e5 / n_nuclei
     print(
         f"| {n_nuclei:,} | {seconds:.1f} ({cpu_s:.1f}) | {per_100_000:.1f} "
-        f"| {before_gib:.2f} | {_peak_gib():.2f} | {right:.4f} |",
+        f"| {rates_s:.1f} | {before_gib:.2f} | {_peak_gib():.2f} | {right:.4f} "
+        f"| {rate.found:.2f}, {rate.predicted:.2f}, {rate.by_chance:.2f} |",
         flush=True,
     )
     if per_100_000 > LIMIT_S_PER_100_000:
@@ -107,8 +120,11 @@ def main() -> int:
         measure(given.alone)
         return 0
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    print("| nuclei | seconds (CPU) | s per 100,000 | GiB before | GiB at most | matched rightly |")
-    print("|---|---|---|---|---|---|", flush=True)
+    print(
+        "| nuclei | seconds (CPU) | s per 100,000 | rates, s | GiB before | GiB at most "
+        "| matched rightly | found, predicted, by chance |"
+    )
+    print(f"|{'---|' * 8}", flush=True)
     command = [sys.executable, "-m", "benchmarks.match_scale", "--alone"]
     done = [subprocess.run([*command, str(n)]).returncode for n in given.nuclei]
     return max(done)

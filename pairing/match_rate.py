@@ -78,9 +78,9 @@ class MatchRate(Record):
         told = []
         if self.is_far_below:
             told.append(
-                f"{self.found:.0%} of {self.n_nuclei:,} nuclei have an H&E nucleus, the "
-                f"registration's error predicts up to {self.predicted:.0%} and chance "
-                f"{self.by_chance:.0%}: the cells lie farther from their nuclei than estimated"
+                f"{self.found:.0%} of {self.n_nuclei:,} nuclei have an H&E nucleus; a registration "
+                f"as exact as this one is held to be gives up to {self.predicted:.0%}, chance "
+                f"{self.by_chance:.0%}: the cells lie farther from their nuclei than that"
             )
         elif self.in_far_squares > MAX_IN_FAR_SQUARES:
             told.append(

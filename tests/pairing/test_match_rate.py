@@ -130,7 +130,7 @@ def test_what_is_told_of_a_run() -> None:
     assert a_rate().faults == ()
     (fault,) = a_rate(found=0.35).faults
     assert "35% of 1,000 nuclei" in fault
-    assert "up to 90% and chance 30%" in fault
+    assert "gives up to 90%, chance 30%" in fault
     assert a_rate(found=0.35, n_nuclei=MIN_NUCLEI - 1).faults == ()
     (fault,) = a_rate(in_far_squares=0.11).faults
     assert fault.startswith("11% of the nuclei lie in squares of 200 µm")
