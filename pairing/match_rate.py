@@ -80,7 +80,8 @@ class MatchRate(Record):
             told.append(
                 f"{self.found:.0%} of {self.n_nuclei:,} nuclei have an H&E nucleus; a registration "
                 f"as exact as this one is held to be gives up to {self.predicted:.0%}, chance "
-                f"{self.by_chance:.0%}: the cells lie farther from their nuclei than that"
+                f"{self.by_chance:.0%}: the cells lie farther from their nuclei than that, or the "
+                "nuclei found on the H&E are others"
             )
         elif self.in_far_squares > MAX_IN_FAR_SQUARES:
             told.append(
