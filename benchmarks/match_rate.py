@@ -81,8 +81,9 @@ class Section:
         registered.mkdir(exist_ok=True)
         write_registration(registered, found.registration, found.he_px_from_xenium_um, found.cells)
         if not (folder / NUCLEI_FILE).exists():
-            table = segment(slide_path, SegmentationConfig(), device="cpu")
-            pq.write_table(table, folder / NUCLEI_FILE)
+            kept = folder / "kept"
+            kept.mkdir(exist_ok=True)
+            segment(folder / NUCLEI_FILE, kept, slide_path, SegmentationConfig(), device="cpu")
         registration, warp = read_registration(registered)
         errors = found.cells["error_um"].to_numpy()
         return cls(
