@@ -34,6 +34,7 @@ from flows.report.registration_parts import RegistrationParts, registration_part
 from flows.report.settings import Setting, run_settings
 from flows.report.views import BEFORE, DONOR, HE_NUCLEUS, HE_UNMATCHED, INSTRUMENT
 from pairing import cells, patch_blocks
+from pairing.match_rate import MatchRate
 from pairing.registration.given import read_alignment
 from pairing.registration.record import (
     Registration,
@@ -84,6 +85,7 @@ class RunPage:
     counts_qc: dict[str, Any]
     categories: list[CategoryRow]
     cells_summary: dict[str, Any]
+    match_rate: MatchRate | None
     patches_summary: dict[str, Any]
     damage: tuple[Damage, ...]
     top_genes: list[GeneRow]
@@ -121,7 +123,7 @@ def run_page(
         registration = judged(record, config.registration.max_median_error_um)
     nuclei = read_nuclei(curated, table)
     views, corners = pictures(config, curated, warp, nuclei, table, kept)
-    fit = _fit(registration, warp, nuclei, table)
+    fit = _fit(registration, warp, nuclei, table, folder)
     n_by_gene, n_cells_by_gene = by_gene(counts)
     summary = built["cells"].summary
     figures = cell_figures(table, counts, n_by_gene, has_nuclei="nuclei" in built)
@@ -143,6 +145,7 @@ def run_page(
         counts_qc=summary["counts"],
         categories=category_rows(summary["counts"]["by_category"], len(table)),
         cells_summary=summary,
+        match_rate=MatchRate.model_validate(summary["match"]) if summary["match"] else None,
         patches_summary=built["patches"].summary,
         damage=read_record(
             built["patches"].folder / patch_blocks.DAMAGE_FILE, patch_blocks.DamageReport
@@ -200,11 +203,12 @@ def _fit(
     he_px_from_xenium_um: Warp | None,
     nuclei: Nuclei,
     table: pd.DataFrame,
+    cells_folder: Path,
 ) -> FitMaps | None:
     """Maps of the fit; None where there are no two kinds of nuclei to compare."""
     if registration is None or he_px_from_xenium_um is None:
         return None
-    if not len(nuclei.he_id) or not len(table):
+    if not len(nuclei.he_id) or not (nuclei.instrument["cell_index"] >= 0).any():
         return None
     mpp = registration.slide_mpp
     return fit_maps(
@@ -213,6 +217,7 @@ def _fit(
         displacements_um(
             table, nuclei.instrument, nuclei.he_centroids_px(), he_px_from_xenium_um, mpp
         ),
+        pd.read_parquet(cells_folder / cells.REGIONS_FILE),
     )
 
 
@@ -237,7 +242,10 @@ def _why_no_fit(curated: CuratedRun) -> str:
             'No nuclei were looked for on the H&E (segmentation.model = "none"): there is nothing '
             "to measure the alignment by, and no match to show."
         )
-    return "No nuclei were found on the H&E: there is nothing to measure the alignment by."
+    return (
+        "No nuclei were found on the H&E, or no cell of the instrument has one: there is nothing "
+        "to measure the alignment by."
+    )
 
 
 def _stage_facts(built: Built) -> StageFacts:
