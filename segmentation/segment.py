@@ -190,9 +190,8 @@ def _run(plan: Plan, blocks: list[Block], maps: Maps) -> str:
     tell_found(len(blocks) - len(left), len(blocks))
     needed = {block: plan.grid.groups_of(block.read_box(halo_px(plan.grid.mpp))) for block in left}
     done = set(there) - foreign
-    missing = [
-        g for g in plan.grid.groups() if g not in done and any(g in n for n in needed.values())
-    ]
+    wanted = set().union(*needed.values()) - done
+    missing = [group for group in plan.grid.groups() if group in wanted]
     side = _GPU_GROUPS_A_TASK if device.startswith("cuda") else 1
     tasks = [tuple(missing[i : i + side]) for i in range(0, len(missing), side)]
     made = iter(maps.on_gpu(partial(run_windows, plan), tasks))

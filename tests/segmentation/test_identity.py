@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pytest
 import shapely
@@ -102,16 +104,35 @@ def test_five_hundred_nuclei_lie_on_seams(whole_picture: Whole, whole_mosaic: Wh
     assert n_on_seams >= 500
 
 
-def test_two_workers_and_any_order_make_no_difference(
+def test_the_order_of_windows_and_blocks_makes_no_difference(
     picture: Path, whole_picture: Whole, tmp_path: Path
 ) -> None:
     _, table, data = whole_picture
     _, parts, bytes_of_parts = run(tmp_path / "back", picture, maps=Backwards(), block_px=500)
     assert parts.equals(table)
     assert bytes_of_parts == data
+
+
+def test_two_workers_one_of_them_lost_make_no_difference(
+    picture: Path, whole_picture: Whole, tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept"
+    lost = []
+
+    def lose_one() -> None:
+        while not list(kept.glob("block-*.parquet")):
+            time.sleep(0.01)
+        workers = psutil.Process().children(recursive=True)
+        lost.append(next(w for w in workers if "spawn_main" in " ".join(w.cmdline())))
+        lost[0].kill()
+
+    killer = threading.Thread(target=lose_one)
+    killer.start()
     with BlockMap(Runtime(workers=2, device="cpu")) as maps:
-        _, _, bytes_of_two = run(tmp_path / "two", picture, maps=maps, block_px=256)
-    assert bytes_of_two == data
+        _, _, data = run(tmp_path, picture, maps=maps, block_px=256)
+    killer.join()
+    assert len(lost) == 1
+    assert data == whole_picture[2]
 
 
 _SEGMENT = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -28,9 +29,10 @@ from pairing.simulate.tile import labelled_tile
 from pairing.slide import open_slide
 from segmentation.blocks import plan_blocks
 from segmentation.collect import read_masks
+from segmentation.config import SegmentationConfig
 from segmentation.maps import InTurn, Items
 from segmentation.outlines import NUCLEI_SCHEMA, outlines_of
-from segmentation.segment import Segmented
+from segmentation.segment import Segmented, plan_slide, run_windows
 from segmentation.windows import GroupFacts, WindowGrid
 from shards.errors import BadInput
 from tests.pairing.slides import spoil
@@ -231,6 +233,14 @@ def test_workers_of_two_kinds_are_refused(picture: Path, tmp_path: Path) -> None
 
     with pytest.raises(BadInput, match=r"one kind of device[\s\S]*cpu float32, cuda bfloat16"):
         run(tmp_path, picture, mpp=MPP, maps=Mixed())
+
+
+def test_other_weights_on_a_worker_are_refused(picture: Path, tmp_path: Path) -> None:
+    plan = plan_slide(tmp_path, picture, SegmentationConfig(), MPP, "cpu")
+    elsewhere = replace(plan, weights_sha256="0" * 64)
+    with pytest.raises(BadInput, match="the weights of the planner"):
+        run_windows(elsewhere, tuple(plan.grid.groups()))
+    assert not list(tmp_path.iterdir())
 
 
 # ---------------------------------------------------------------- slides of every kind
