@@ -23,7 +23,7 @@ from segmentation.network import (
 )
 from shards.errors import BadInput
 
-# Far from the seeds of the training tiles (train_compact: 1000 * seed + 0 … 47).
+# Far from the seeds of the training tiles (simulated_tiles: 1000 * seed + 0 … 191).
 UNSEEN_SEEDS = (900_001, 900_002, 900_003, 900_004)
 
 
