@@ -43,7 +43,8 @@ def simulated_tile(seed: int, mpp: float) -> LabelledTile:
         rgb = soiled(rgb, labels, scan_mpp, rng)
     quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(*_JPEG_QUALITY))]
     _, packed = cv2.imencode(".jpg", rgb[..., ::-1], quality)
-    rgb = np.ascontiguousarray(cv2.imdecode(packed, cv2.IMREAD_COLOR)[..., ::-1], np.uint8)
+    unpacked = np.asarray(cv2.imdecode(packed, cv2.IMREAD_COLOR))
+    rgb = np.ascontiguousarray(unpacked[..., ::-1], np.uint8)
     return resampled(LabelledTile(f"simulated-{seed}", rgb, labels, scan_mpp), mpp)
 
 
@@ -85,7 +86,8 @@ def _blots(
         sigma_px * wide,
         sigmaY=sigma_px / wide,
     )
-    turn = cv2.getRotationMatrix2D((side / 2, side / 2), float(rng.uniform(0, 180)), 1.0)
+    middle = (side / 2, side / 2)
+    turn = np.asarray(cv2.getRotationMatrix2D(middle, float(rng.uniform(0, 180)), 1.0), np.float64)
     turn[:, 2] -= side / 4
     field = cv2.warpAffine(noise, turn, size[::-1])
     above = (field - np.quantile(field, 1 - share)) / field.std()
