@@ -43,7 +43,8 @@ class CompactMetadata(Record):
 
     `mpp` is the pixel size at which the network works; `normalisation` names how pixels become its
     input; `scores` are F1 at IoU 0.5 of the fold networks by stain group, out of fold, as
-    benchmarks.nuclei measures and records them.
+    benchmarks.nuclei measures and records them. `teacher_sha256` is of the weights that a network
+    was distilled from, `taught_tiles_sha256` of the pictures with that teacher's masks.
     """
 
     weights_sha256: str
@@ -58,6 +59,9 @@ class CompactMetadata(Record):
     real_tiles_sha256: str
     simulated_tiles_sha256: str
     left_out_group: int | None
+    teacher_sha256: str | None = None
+    n_taught_tiles: int = 0
+    taught_tiles_sha256: str | None = None
     scores: dict[str, float] = {}
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks.calibration import bundles, hardness, slides
 from benchmarks.calibration.figures import F64, Figure, table
 from benchmarks.calibration.pictures import draw_crops, draw_histograms
-from benchmarks.nuclei import Counts
+from benchmarks.nuclei_scores import Counts
 from pairing.simulate import SimulationParams, simulate
 from pairing.simulate.params import SlideParams
 from segmentation.network import load_model

@@ -15,9 +15,7 @@ import tifffile
 from skimage.color import rgb2hed
 
 from benchmarks.calibration.slides import MPP, Rgb, read_slide
-from benchmarks.nuclei import Counts, matched, otsu_watershed
-from segmentation.nuclei import MIN_NUCLEUS_UM2
-from segmentation.tiles import Labels
+from benchmarks.nuclei_scores import Counts, labels_like, large_enough, matched, otsu_watershed
 
 F64 = npt.NDArray[np.float64]
 Grey = npt.NDArray[np.uint8]
@@ -37,32 +35,15 @@ def otsu_counts(folder: Path, mpp: float) -> Counts:
     Labels smaller than the methods look for are left out: rims of nuclei that others cover.
     """
     rgb = read_slide(folder / "he.ome.tif", mpp)
-    labels = _labels_like(folder / "truth" / "he_nuclei.tif", rgb)
+    labels = labels_like(folder / "truth" / "he_nuclei.tif", rgb)
     total = Counts()
     for y in range(0, rgb.shape[0] - TILE_PX + 1, TILE_PX):
         for x in range(0, rgb.shape[1] - TILE_PX + 1, TILE_PX):
             tile = slice(y, y + TILE_PX), slice(x, x + TILE_PX)
-            truth = _large_enough(labels[tile])
+            truth = large_enough(labels[tile], MPP)
             if truth.max() >= MIN_NUCLEI_OF_TILE:
                 total += matched(truth, otsu_watershed(rgb[tile], MPP))
     return total
-
-
-def _labels_like(path: Path, rgb: Rgb) -> Labels:
-    """A label image at the pixels of a picture, by the nearest."""
-    labels = tifffile.imread(path)
-    y, x = (
-        ((np.arange(to) + 0.5) * of / to).astype(np.int64)
-        for of, to in zip(labels.shape, rgb.shape[:2], strict=True)
-    )
-    return labels[np.ix_(y, x)].astype(np.int32)
-
-
-def _large_enough(labels: Labels) -> Labels:
-    """Numbered from 1 again, without those below the smallest nucleus."""
-    ids, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    keep = (ids > 0) & (counts * MPP**2 >= MIN_NUCLEUS_UM2)
-    return np.asarray(np.where(keep, np.cumsum(keep), 0)[inverse], np.int32).reshape(labels.shape)
 
 
 @dataclass(frozen=True, slots=True)

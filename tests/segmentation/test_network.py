@@ -19,8 +19,8 @@ from segmentation.network import CompactUNet, NucleusNetwork, load_model, read_m
 from segmentation.stain import Normalisation
 from shards.errors import BadInput
 
-# Far from the seeds of the training tiles (train_compact: 1000 * seed + 0 … 47).
 DENSITY = Normalisation(kind="optical_density")
+# Far from the seeds of the training tiles (simulated_tiles: 1000 * seed + 0 … 191).
 UNSEEN_SEEDS = (900_001, 900_002, 900_003, 900_004)
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.nuclei import matched, otsu_watershed
 from benchmarks.nuclei_groups import stain_groups
+from benchmarks.nuclei_scores import matched, otsu_watershed
 from segmentation.tiles import (
     LabelledTile,
     content_sha256,
@@ -18,13 +18,7 @@ from segmentation.tiles import (
     read_tiles,
     resampled,
 )
-from segmentation.train_compact import (
-    CROP_PX,
-    example_of,
-    random_crop,
-    restained,
-    stain_group_of_tile,
-)
+from segmentation.train_compact import stain_group_of_tile
 from shards.errors import BadInput
 
 
@@ -69,31 +63,6 @@ def test_a_folder_without_tiles_or_labels_is_refused(tmp_path: Path) -> None:
         read_tiles(tmp_path)
 
 
-def test_crops_turn_the_flows_with_the_picture() -> None:
-    """Flows of a disc point to its centre, however it is turned, mirrored and scaled."""
-    tile = LabelledTile("a", np.full((160, 160, 3), 200, np.uint8), disc(30, 160), 0.5)
-    example = example_of(tile)
-    rng = np.random.default_rng(3)
-    for _ in range(10):
-        _, target, inside = random_crop(example, rng)
-        y, x = np.nonzero((target[..., 0] > 0) & (inside > 0))
-        to_centre = np.column_stack([y.mean() - y, x.mean() - x])
-        far = np.linalg.norm(to_centre, axis=1) > 8
-        flow = target[y[far], x[far], 1:]
-        cosine = (flow * to_centre[far]).sum(axis=1) / np.linalg.norm(to_centre[far], axis=1)
-        assert np.median(cosine) > 0.9
-
-
-def test_restaining_stays_within_what_a_camera_records() -> None:
-    rng = np.random.default_rng(0)
-    density = rng.uniform(0, 1.5, (CROP_PX, CROP_PX, 3)).astype(np.float32)
-    for _ in range(20):
-        out = restained(density, rng)
-        assert out.dtype == np.float32
-        assert out.min() >= 0
-        assert out.max() <= np.log10(255) + 1e-6
-
-
 def test_matching_is_one_to_one() -> None:
     truth = np.zeros((20, 40), np.int32)
     truth[5:15, 5:15], truth[5:15, 20:30] = 1, 2
@@ -101,6 +70,9 @@ def test_matching_is_one_to_one() -> None:
     halves[5:10, 5:15] = 3  # each half has IoU 0.5 with the first nucleus
     counts = matched(truth, halves)
     assert (counts.true, counts.false, counts.missed) == (2, 1, 0)
+    assert (counts.f1, counts.ap) == (0.8, 2 / 3)
+    strict = matched(truth, halves, 0.75)
+    assert (strict.true, strict.false, strict.missed) == (1, 2, 1)
     nothing = matched(truth, np.zeros_like(truth))
     assert (nothing.true, nothing.false, nothing.missed) == (0, 0, 2)
 
