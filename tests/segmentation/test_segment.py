@@ -252,6 +252,13 @@ def test_a_slide_of_glass_has_no_nuclei(tmp_path: Path) -> None:
     done, table, _ = run(tmp_path, slide)
     assert table.schema == NUCLEI_SCHEMA
     assert len(table) == done.facts.n_nuclei == done.facts.n_windows == 0
+    out = tmp_path / "out"
+    runtime = Runtime(workers=1, device="cpu")
+    how: dict[str, Any] = {"mpp": MPP, "model": "compact", "labels": True, "runtime": runtime}
+    assert segment_slide(slide, out, **how) == 0
+    assert json.loads((out / "nuclei.geojson").read_text())["features"] == []
+    assert not tifffile.imread(out / "labels.ome.tif").any()
+    assert "<b>0</b>" in (out / "index.html").read_text()
 
 
 @pytest.mark.parametrize("shape", [(700, 1), (1, 700), (1, 1)])
