@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -34,9 +35,12 @@ from segmentation.windows import (
     GroupFacts,
     SlideSource,
     WindowGrid,
+    has_outputs,
     plan_windows,
     read_field,
     read_group_facts,
+    remove_group,
+    remove_outputs,
     run_groups,
 )
 from shards.artifact import tell_found, write_atomically
@@ -90,8 +94,8 @@ def run_windows(plan: Plan, groups: tuple[Group, ...]) -> list[tuple[Group, Grou
     )  # fmt: skip
 
 
-def segment_block(plan: Plan, block: Block) -> int:
-    """The nuclei that a block owns, published in `plan.kept`; how many there are.
+def segment_block(plan: Plan, block: Block) -> Block:
+    """The nuclei that a block owns, published in `plan.kept`; returns the block.
 
     All windows that touch the block and its halo are there.
     """
@@ -99,7 +103,8 @@ def segment_block(plan: Plan, block: Block) -> int:
     box = block.read_box(halo)
     field = read_field(plan.kept, plan.grid, box)
     found = find_nuclei(field, box[:2], block.core, plan.grid.mpp, kind_of_device(plan.device))
-    return publish_block(plan.kept, block, found, plan.grid.mpp, plan.slide_mpp)
+    publish_block(plan.kept, block, found, plan.grid.mpp, plan.slide_mpp)
+    return block
 
 
 def segment(
@@ -179,25 +184,32 @@ def plan_slide(
 def _run(plan: Plan, blocks: list[Block], maps: Maps) -> str:
     """Run what is missing of windows and blocks; returns on which kind of device."""
     (device,) = maps.on_gpu(partial(_device_of, plan.model), [plan.device])
-    left = [block for block in blocks if not is_published(plan.kept, block)]
-    there = {g: f for g in plan.grid.groups() if (f := read_group_facts(plan.kept, g)) is not None}
-    foreign = {group for group, facts in there.items() if facts.device != device}
+    ran = {g: f for g in plan.grid.groups() if (f := read_group_facts(plan.kept, g)) is not None}
+    foreign = {group for group, facts in ran.items() if facts.device != device}
     if foreign:
         # What another kind of device found is not quite what this one finds.
         log.info("%d groups of windows were run on another kind of device: again", len(foreign))
         remove_blocks(plan.kept)
-        left = blocks
+        for group in foreign:
+            remove_group(plan.kept, group)
+    left = [block for block in blocks if not is_published(plan.kept, block)]
     tell_found(len(blocks) - len(left), len(blocks))
     needed = {block: plan.grid.groups_of(block.read_box(halo_px(plan.grid.mpp))) for block in left}
-    done = set(there) - foreign
-    wanted = set().union(*needed.values()) - done
-    missing = [group for group in plan.grid.groups() if group in wanted]
+    wanted = set().union(*needed.values())
+    done = {group for group in ran if has_outputs(plan.kept, group)}
+    for group in done - wanted:  # left by a process that was killed
+        remove_outputs(plan.kept, group)
+    missing = [group for group in plan.grid.groups() if group in wanted - done]
     side = _GPU_GROUPS_A_TASK if device.startswith("cuda") else 1
     tasks = [tuple(missing[i : i + side]) for i in range(0, len(missing), side)]
     made = iter(maps.on_gpu(partial(run_windows, plan), tasks))
     # Any worker takes them, on its GPU if it has one: what they find is the same.
-    for _ in maps(partial(segment_block, plan), _Ready(needed, done, made, device)):
-        pass
+    n_waiting = Counter(group for groups in needed.values() for group in groups)
+    for block in maps(partial(segment_block, plan), _Ready(needed, done, made, device)):
+        n_waiting.subtract(needed[block])
+        for group in needed[block]:
+            if not n_waiting[group]:
+                remove_outputs(plan.kept, group)
     return device
 
 

@@ -185,7 +185,7 @@ def run_groups(
             output[:, :3] = network.predict(rgb_BYXC, normalisation)
             output[:, 3] = haematoxylin_BYX
             facts = GroupFacts(device=network.device, damage=damage)
-            with written_aside(kept / f"{group.name}.npy") as path, path.open("wb") as file:
+            with written_aside(_outputs_path(kept, group)) as path, path.open("wb") as file:
                 np.save(file, output)
             # The last: a group is there if and only if its facts are.
             write_atomically(_facts_path(kept, group), facts.model_dump_json().encode())
@@ -216,8 +216,28 @@ def read_group_facts(kept: Path, group: Group) -> GroupFacts | None:
     return GroupFacts.model_validate_json(path.read_bytes()) if path.exists() else None
 
 
+def has_outputs(kept: Path, group: Group) -> bool:
+    """Whether the outputs of a published group are still there."""
+    return _outputs_path(kept, group).exists()
+
+
+def remove_outputs(kept: Path, group: Group) -> None:
+    """Remove the outputs of a group that no block waits for; how it was run stays told."""
+    _outputs_path(kept, group).unlink()
+
+
+def remove_group(kept: Path, group: Group) -> None:
+    """Remove a group as if it had never been run; the facts first, which stand for all of it."""
+    _facts_path(kept, group).unlink()
+    _outputs_path(kept, group).unlink(missing_ok=True)
+
+
 def _facts_path(kept: Path, group: Group) -> Path:
     return kept / f"{group.name}.json"
+
+
+def _outputs_path(kept: Path, group: Group) -> Path:
+    return kept / f"{group.name}.npy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +254,7 @@ def read_field(kept: Path, grid: WindowGrid, box: Box) -> Field:
 
     def stored(window: tuple[int, int]) -> Output:
         group = grid.group_of(window)
-        outputs: Output = np.load(kept / f"{group.name}.npy", mmap_mode="r")
+        outputs: Output = np.load(_outputs_path(kept, group), mmap_mode="r")
         output: Output = outputs[group.windows.index(window)]
         return output
 

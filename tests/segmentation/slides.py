@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from PIL import Image
 
 from pairing.simulate.tile import labelled_tile
 from segmentation.config import SegmentationConfig
+from segmentation.maps import InTurn, Items
 from segmentation.segment import Segmented, segment
 from segmentation.tiles import read_tiles, resampled
 
@@ -48,7 +50,8 @@ def run(
 ) -> tuple[Segmented, pa.Table, bytes]:
     """Segment into `folder`, going on from what lies there: what was done, the table, its bytes.
 
-    `windows_of` is the folder of an earlier run whose windows are taken over.
+    `windows_of` is the folder of an earlier run, stopped before its blocks, whose windows are taken
+    over.
     """
     kept = folder / "kept"
     kept.mkdir(parents=True, exist_ok=True)
@@ -57,6 +60,21 @@ def run(
     out = folder / "nuclei.parquet"
     done = segment(out, kept, slide, SegmentationConfig(), mpp=mpp, device="cpu", **how)
     return done, pq.read_table(out), out.read_bytes()
+
+
+class WindowsAlone(InTurn):
+    """Runs all windows and stops before the first block."""
+
+    def __call__(self, fn: Callable[[Any], Any], items: Items[Any], /) -> Iterable[Any]:
+        list(items)
+        raise KeyboardInterrupt
+
+
+def run_windows_alone(folder: Path, slide: Path) -> Path:
+    """`folder`, in which the windows of a slide lie, to be taken over by others."""
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, slide, maps=WindowsAlone())
+    return folder
 
 
 def on_seams(boxes: Iterable[tuple[int, int, int, int]], block_px: int) -> int:

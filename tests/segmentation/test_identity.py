@@ -17,7 +17,13 @@ import shapely
 
 from flows.cluster import BlockMap, Runtime
 from segmentation.maps import InTurn, Items
-from tests.segmentation.slides import mosaic_of_real_tiles, on_seams, run, simulated_picture
+from tests.segmentation.slides import (
+    mosaic_of_real_tiles,
+    on_seams,
+    run,
+    run_windows_alone,
+    simulated_picture,
+)
 
 WHOLE_PX = 1 << 14
 # Halos are most of the work of small blocks; the rest of the sizes is of the slow tests.
@@ -41,10 +47,11 @@ class Backwards(InTurn):
 
 
 def whole(folder: Path, slide: Path) -> Whole:
-    """A run on one block: its folder, table and bytes."""
-    done, table, data = run(folder, slide, block_px=WHOLE_PX)
+    """A run on one block: the folder of its windows, table and bytes."""
+    windows = run_windows_alone(folder / "windows", slide)
+    done, table, data = run(folder / "whole", slide, windows_of=windows, block_px=WHOLE_PX)
     assert len(done.blocks) == 1
-    return folder, table, data
+    return windows, table, data
 
 
 @pytest.fixture(scope="module")
@@ -162,10 +169,11 @@ def test_killed_again_and_again_it_ends_with_the_same_nuclei(
         process.kill()
         process.wait()
         assert not (tmp_path / "nuclei.parquet").exists()
-    there = {path: path.stat().st_mtime_ns for path in kept.glob("*-*.*")}
+    there = {path: path.stat().st_mtime_ns for path in kept.glob("*-*.*") if path.suffix != ".npy"}
     _, _, after = run(tmp_path, picture, block_px=256)
     assert after == data
     # What was published is not made again.
-    assert all(
-        path.stat().st_mtime_ns == at for path, at in there.items() if ".ids" not in path.name
-    )
+    assert len(there) > 9
+    assert all(path.stat().st_mtime_ns == at for path, at in there.items())
+    # No window outlives the blocks that waited for it.
+    assert not list(kept.glob("windows-*.npy"))

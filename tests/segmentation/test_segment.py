@@ -115,16 +115,13 @@ def test_figures_are_those_of_the_masks(segmented: tuple[Path, Segmented, pa.Tab
             small, large = np.linalg.eigvalsh(spread + np.eye(2) / 12)
             assert row["eccentricity"] == pytest.approx(np.sqrt(1 - small / large), abs=1e-6)
             outline = shapely.from_wkb(row["polygon_px"])
-            drawn = shapely.box(0, 0, 2, 2)
-            ys, xs = np.nonzero(mask.mask_YX)
-            corners = 2 * np.column_stack([xs + mask.left_px, ys + mask.top_px])
-            pixels = shapely.union_all(
-                [shapely.transform(drawn, lambda c, o=o: c + o) for o in corners]
-            )
-            border = shapely.Polygon(pixels.exterior).exterior
+            filled = ndimage.binary_fill_holes(mask.mask_YX, np.ones((3, 3)))
+            ys, xs = (2 * v for v in np.nonzero(filled))
+            left, top = 2 * mask.left_px + xs, 2 * mask.top_px + ys
+            pixels = shapely.union_all(shapely.box(left, top, left + 2, top + 2))
             # 0.25 pixels of the network are half a pixel of the slide.
             points = shapely.points(shapely.get_coordinates(shapely.segmentize(outline, 0.1)))
-            assert shapely.distance(points, border).max() <= 0.5 + 1e-9
+            assert shapely.distance(points, pixels.boundary).max() <= 0.5 + 1e-9
             n_masks += 1
     assert n_masks == len(nuclei)
 
@@ -210,7 +207,8 @@ def test_windows_of_another_kind_of_device_are_run_again(
     picture: Path, segmented: tuple[Path, Segmented, pa.Table], tmp_path: Path
 ) -> None:
     how = {"mpp": MPP, "block_px": 256}
-    run(tmp_path, picture, **how)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, picture, maps=Watched(3), **how)  # the windows, and two blocks
     kept = tmp_path / "kept"
     (facts,) = kept.glob("windows-*.json")
     facts.write_text(GroupFacts(device="cuda bfloat16", damage=()).model_dump_json())
@@ -220,6 +218,16 @@ def test_windows_of_another_kind_of_device_are_run_again(
     _, table, _ = run(tmp_path, picture, maps=watched, **how)
     assert table.equals(segmented[2])
     assert len(watched.done) == 1 + 4  # the group, and all blocks
+
+
+def test_windows_are_run_again_for_blocks_of_another_size(
+    picture: Path, segmented: tuple[Path, Segmented, pa.Table], tmp_path: Path
+) -> None:
+    """Their outputs are gone with the blocks that waited for them."""
+    run(tmp_path, picture, mpp=MPP, block_px=256)
+    assert not list((tmp_path / "kept").glob("windows-*.npy"))
+    _, table, _ = run(tmp_path, picture, mpp=MPP, block_px=300)
+    assert table.equals(segmented[2])
 
 
 def test_workers_of_two_kinds_are_refused(picture: Path, tmp_path: Path) -> None:
