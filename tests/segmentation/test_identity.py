@@ -136,7 +136,7 @@ def test_two_workers_one_of_them_lost_make_no_difference(
     killer = threading.Thread(target=lose_one)
     killer.start()
     with BlockMap(Runtime(workers=2, device="cpu")) as maps:
-        _, _, data = run(tmp_path, picture, maps=maps, block_px=256)
+        _, _, data = run(tmp_path, picture, maps=maps, block_px=325)
     killer.join()
     assert len(lost) == 1
     assert data == whole_picture[2]
@@ -146,7 +146,7 @@ _SEGMENT = """
 import sys
 from pathlib import Path
 from tests.segmentation.slides import run
-run(Path(sys.argv[1]), Path(sys.argv[2]), block_px=256)
+run(Path(sys.argv[1]), Path(sys.argv[2]), block_px=325)
 """
 
 
@@ -170,7 +170,7 @@ def test_killed_again_and_again_it_ends_with_the_same_nuclei(
         process.wait()
         assert not (tmp_path / "nuclei.parquet").exists()
     there = {path: path.stat().st_mtime_ns for path in kept.glob("*-*.*") if path.suffix != ".npy"}
-    _, _, after = run(tmp_path, picture, block_px=256)
+    _, _, after = run(tmp_path, picture, block_px=325)
     assert after == data
     # What was published is not made again.
     assert len(there) > 9
