@@ -18,7 +18,8 @@ from skimage.measure import label
 from skimage.morphology import remove_small_objects
 from skimage.segmentation import watershed
 
-from segmentation.network import MIN_NUCLEUS_UM2, optical_density
+from segmentation.nuclei import MIN_NUCLEUS_UM2
+from segmentation.stain import optical_density
 from segmentation.tiles import LabelledTile, Labels, Rgb
 
 IOU = 0.5

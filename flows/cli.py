@@ -189,20 +189,14 @@ def _register(args: argparse.Namespace) -> int:
 
 
 def _segment(args: argparse.Namespace) -> int:
-    from flows.cluster import BlockMap
-    from segmentation.segment import segment_slide_to
+    from flows.report.nuclei_page import PAGE_FILE
+    from flows.segment import segment_slide
 
-    runtime = _runtime(args)
-    with BlockMap(runtime) as blocks:
-        n_nuclei = segment_slide_to(
-            args.out.resolve(),
-            args.slide,
-            mpp=args.mpp,
-            model=args.model,
-            device=runtime.device,
-            map_blocks=blocks.on_gpu,
-        )
-    print(f"{n_nuclei} nuclei: {args.out / 'overview.png'}")
+    n_nuclei = segment_slide(
+        args.slide, args.out.resolve(), mpp=args.mpp, model=args.model, labels=args.labels,
+        runtime=_runtime(args),
+    )  # fmt: skip
+    print(f"{n_nuclei} nuclei: {args.out / PAGE_FILE}")
     return DONE
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from multiprocessing import resource_tracker
@@ -20,6 +22,7 @@ from tqdm import tqdm
 
 from flows.log import at_work
 from flows.transient import pause_or_raise, persistently
+from segmentation.maps import Items
 from shards.schema import Record
 
 if TYPE_CHECKING:
@@ -50,9 +53,10 @@ class BlockMap:
     """`blocks(fn, items)` runs pure block functions on Dask workers, one thread each.
 
     The cluster starts at the first call, so that a run whose artifacts are all there never waits
-    for one. With one worker and no scheduler blocks run in this process. Local workers share the
-    machine's (or the container's) memory evenly; one that needs more is killed and its block
-    redone. What they put aside lies where `tempfile` puts its own.
+    for one. With one worker and no scheduler blocks run in this process. Of local workers one a
+    GPU offers it as the resource GPU, and the others see none. They share the machine's (or the
+    container's) memory evenly; one that needs more is killed and its block redone. What they put
+    aside lies where `tempfile` puts its own.
     """
 
     def __init__(self, runtime: Runtime) -> None:
@@ -73,10 +77,10 @@ class BlockMap:
         logging.getLogger("distributed.nanny").setLevel(logging.ERROR)
         self._stack.close()
 
-    def __call__(self, fn: Callable[[A], B], items: Collection[A]) -> Iterable[B]:
+    def __call__(self, fn: Callable[[A], B], items: Items[A]) -> Iterable[B]:
         return _with_progress(self._map(fn, items, gpu=False), len(items))
 
-    def on_gpu(self, fn: Callable[[A], B], items: Collection[A]) -> Iterable[B]:
+    def on_gpu(self, fn: Callable[[A], B], items: Items[A]) -> Iterable[B]:
         """As a call, but only on workers that offer the resource GPU, where any does."""
         return _with_progress(self._map(fn, items, gpu=True), len(items))
 
@@ -160,10 +164,35 @@ class BlockMap:
                 dashboard_address="127.0.0.1:0",
             )
             self._stack.callback(_close, cluster)
+            gpus = _gpus() if self._runtime.device != "cpu" else []
+            if gpus:
+                _give_gpus(cluster, gpus[:n])
             cluster.scale(n)
             client: Client = self._stack.enter_context(Client(cluster.scheduler_address))
             client.wait_for_workers(1, timeout=_START_S)
         return client
+
+
+def _gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES may name here: what it does name, else every GPU."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name for name in named.split(",") if name.strip()]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    lines = listed.stdout.splitlines() if listed.returncode == 0 else []
+    return [str(i) for i, _ in enumerate(line for line in lines if line.startswith("GPU "))]
+
+
+def _give_gpus(cluster: LocalCluster, gpus: list[str]) -> None:
+    """One worker a GPU, which offers it; the others, yet to be started, see none."""
+    options = cluster.new_spec["options"]
+    for gpu in gpus:
+        own = {"resources": {"GPU": 1}, "env": {"CUDA_VISIBLE_DEVICES": gpu}}
+        spec = {**cluster.new_spec, "options": {**options, **own}}
+        cluster.worker_spec[f"gpu-{gpu}"] = spec
+    options["env"] = {"CUDA_VISIBLE_DEVICES": ""}
 
 
 def _close(cluster: LocalCluster) -> None:

@@ -57,7 +57,7 @@ class PatchConfig(Record):
 
 
 class SegmentationSection(Record):
-    """`[segmentation]`: `compact`, a path to Cellpose 4 weights, or `none`."""
+    """`[segmentation]`: `compact`, a name of Cellpose 4 weights, a path to them, or `none`."""
 
     model: str = "compact"
 

@@ -17,7 +17,6 @@ _LATER = {
 }
 # The same for options, by command.
 _LATER_OPTIONS = {
-    ("segment", "--labels"): "rasterise the outlines of nuclei.parquet",
     ("train", "--init-from"): "give the image weights by model.image_weights, or start anew",
 }
 _BUNDLE = "its folder, zip or SpatialData store"
@@ -210,7 +209,12 @@ def _add_segment(p: argparse.ArgumentParser) -> None:
     p.add_argument("slide", type=Path, help="a slide, or a PNG or JPEG picture with --mpp")
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="for tables and picture")
     p.add_argument("--mpp", type=float, help="µm per pixel, where the slide does not say")
-    p.add_argument("--model", default="compact", help="compact, or a path to Cellpose 4 weights")
+    p.add_argument(
+        "--model",
+        default="compact",
+        help="compact, cpsam_v2, cpdino …, or a path to weights of Cellpose 4",
+    )
+    p.add_argument("--labels", action="store_true", help="the label image as TIFF too")
     _add_runtime(p)
 
 

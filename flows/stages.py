@@ -21,6 +21,7 @@ from flows.log import working_on
 from pairing import cells, pack, patches
 from pairing.annotations import donors_named, donors_of_cells, labels_of_cells
 from pairing.geometry import Affine, Points
+from pairing.match_rate import MatchRate
 from pairing.patch_blocks import OpenImage
 from pairing.registration.record import (
     REGISTRATION_FILE,
@@ -107,6 +108,7 @@ class RunStages:
         if "nuclei" in self.identities:
             self._build("nuclei", self._write_nuclei)
         self._build("cells", self._write_cells)
+        self._tell_match_rate()
         self._build("patches", self._write_patches)
         self._build("shards", self._write_shards)
         return CuratedRun(self.run, dict(self.built))
@@ -244,7 +246,7 @@ class RunStages:
             self.configs.segmentation,
             mpp=self.run.mpp,
             device=self.device,
-            map_blocks=self.blocks.on_gpu,
+            maps=self.blocks,
         )
 
     # Cells: counts, centres, matches, neighbours.
@@ -259,10 +261,18 @@ class RunStages:
                     found="none in the bundle",
                     remedy='set species = "human" or "mouse" in its [[runs]]',
                 )
-            he_nuclei = he_px_from_xenium_um = mpp = None
+            he = None
             if "nuclei" in self.built:
-                he_nuclei = pq.read_table(self.built["nuclei"].folder / NUCLEI_FILE)
                 he_px_from_xenium_um, mpp, _ = self._image()
+                he = cells.HeSide(
+                    pq.read_table(
+                        self.built["nuclei"].folder / NUCLEI_FILE,
+                        columns=["nucleus_id", "x_px", "y_px", "area_um2", "polygon_px"],
+                    ),
+                    he_px_from_xenium_um,
+                    mpp,
+                    read_cell_errors(self.built["registration"].folder),
+                )
             withdrawal = None
             if self.withdrawn:
                 assert self.run.donors is not None
@@ -270,16 +280,20 @@ class RunStages:
                 withdrawal = cells.Withdrawal(
                     self.run.donors, self.withdrawn, image_px_from_xenium_um
                 )
-            return cells.write_cells(
-                out,
-                xenium,
-                self.configs.cells,
-                species,
-                he_nuclei,
-                he_px_from_xenium_um,
-                mpp,
-                withdrawal,
-            )
+            return cells.write_cells(out, xenium, self.configs.cells, species, he, withdrawal)
+
+    def _tell_match_rate(self) -> None:
+        """Warn where fewer nuclei match than the registration's error explains."""
+        summary = self.built["cells"].summary
+        if summary["match"] is None:
+            return
+        rate = MatchRate.model_validate(summary["match"])
+        refined = self.registration().refined
+        remedy = "look at the outlines and the map of matches on the page of the run"
+        if not refined:
+            remedy += '; let registration.refine be true, or set alignment = "auto"'
+        for fault in rate.faults:
+            log.warning("%s matches: %s; %s", self.run.id, fault, remedy)
 
     # Patches, and shards of them.
 

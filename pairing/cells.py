@@ -19,6 +19,7 @@ from pairing.annotations import donors_of_cells
 from pairing.counts import count_by_cell
 from pairing.geometry import Transform
 from pairing.match import MATCH_COLUMNS, match_nuclei
+from pairing.match_rate import MatchRate, PlacedNuclei, match_rates
 from pairing.xenium import XeniumRun
 from shards.artifact import write_atomically
 from shards.errors import BadInput
@@ -28,9 +29,11 @@ CELLS_FILE = "cells.parquet"
 PANEL_FILE = "panel.json"
 # (cells, k) int32 rows of cells.parquet, nearest first; -1 is none, or one that was left out.
 NEIGHBORS_FILE = "neighbors.npy"
+# How many nuclei match from place to place (match_rate.REGION_COLUMNS); of runs with H&E nuclei.
+REGIONS_FILE = "match_regions.parquet"
 _COUNTS_FILES = ("counts_indptr.npy", "counts_indices.npy", "counts_data.npy")
 
-STAGE_VERSION = 1
+STAGE_VERSION = 2
 
 
 class CellsOptions(Record):
@@ -50,6 +53,19 @@ class CellsConfig(CellsOptions):
 
 
 @dataclass(frozen=True, slots=True)
+class HeSide:
+    """The nuclei found on a run's H&E, in the table of `segmentation`, and how the run lies on it.
+
+    `error_um` is the registration's estimate by cell_id, NaN where it was not assessed.
+    """
+
+    nuclei: pa.Table
+    px_from_xenium_um: Transform
+    mpp: float
+    error_um: pd.Series[float]
+
+
+@dataclass(frozen=True, slots=True)
 class Withdrawal:
     """Donors of a run who must go: `names`, as the file `donors` names them among others."""
 
@@ -63,17 +79,15 @@ def write_cells(
     run: XeniumRun,
     config: CellsConfig,
     species: str,
-    he_nuclei: pa.Table | None,
-    he_px_from_xenium_um: Transform | None,
-    slide_mpp: float | None,
+    he: HeSide | None,
     withdrawal: Withdrawal | None = None,
 ) -> dict[str, Any]:
     """Write the cells of `run` into `out`; returns the figures of the stage.
 
-    `he_nuclei` (segmentation's table), the transform and the slide's mpp are None where the run
-    has no H&E segmentation; then no cell has an H&E nucleus. Cells of withdrawn donors are matched
-    and neighboured like all, so that those of others are what they would be without a withdrawal,
-    and then left out: they have no row, are in no figure, and later stages have not seen them.
+    `he` is None where the run has no H&E segmentation; then no cell has an H&E nucleus. Cells of
+    withdrawn donors are matched and neighboured like all, so that those of others are what they
+    would be without a withdrawal, and then left out: they have no row, are in no figure, and later
+    stages have not seen them.
     """
     cells = run.read_cells()
     nuclei = run.read_nuclei()
@@ -85,16 +99,15 @@ def write_cells(
     n_counts = np.zeros(len(table), dtype=np.int64)
     n_counts[stays] = np.asarray(counts.matrix.sum(axis=1)).ravel()
     table["n_counts"] = n_counts
-    if he_nuclei is not None and he_px_from_xenium_um is not None and slide_mpp is not None:
-        matched = match_nuclei(
-            nuclei["polygon"].tolist(), he_nuclei, he_px_from_xenium_um, slide_mpp
-        )
+    rate = None
+    if he is not None:
+        matched = match_nuclei(nuclei["polygon"].tolist(), he.nuclei, he.px_from_xenium_um, he.mpp)
         table = table.join(_best_of_each_cell(matched, cell_of_nucleus, len(cells)))
-        n_he_nuclei: int | None = he_nuclei.num_rows
+        has_match = matched["he_nucleus_id"].notna().to_numpy()
+        rate = _write_rates(out, he, cells["cell_id"], nuclei, has_match, stays)
     else:
         table = table.assign(he_nucleus_id=pd.array([pd.NA] * len(cells), dtype="Int64"))
         table = table.assign(**{name: np.nan for name in MATCH_COLUMNS[1:]})
-        n_he_nuclei = None
     neighbors = find_neighbors(
         table[["x_um", "y_um"]].to_numpy(), config.neighbors_k, config.neighbors_radius_um
     )
@@ -116,8 +129,9 @@ def write_cells(
         "n_genes": len(panel.genes),
         "panel_id": panel.panel_id,
         "n_instrument_nuclei": int(np.append(stays, True)[cell_of_nucleus].sum()),
-        "n_he_nuclei": n_he_nuclei,
+        "n_he_nuclei": he.nuclei.num_rows if he is not None else None,
         "n_matched": int(table["he_nucleus_id"].notna().sum()),
+        "match": rate.model_dump() if rate is not None else None,
         "counts": counts.qc.model_dump(),
         "notes": list(run.notes),
     }
@@ -206,6 +220,35 @@ def _centres(
             remedy="export the bundle again",
         )
     return result
+
+
+def _write_rates(
+    out: Path,
+    he: HeSide,
+    cell_id: pd.Series[str],
+    nuclei: pd.DataFrame,
+    has_match: npt.NDArray[np.bool_],
+    stays: npt.NDArray[np.bool_],
+) -> MatchRate | None:
+    """Match rates of the nuclei of cells that stay; those of squares go into a file."""
+    cell = nuclei["cell_index"].to_numpy()
+    error_um = np.append(he.error_um.reindex(cell_id).to_numpy(np.float64), np.nan)
+    he_um = np.stack([he.nuclei["x_px"], he.nuclei["y_px"]], axis=1) * he.mpp
+    rates = match_rates(
+        PlacedNuclei(
+            he.px_from_xenium_um(nuclei[["x_um", "y_um"]].to_numpy()) * he.mpp,
+            nuclei["area_um2"].to_numpy(),
+        ),
+        PlacedNuclei(he_um, he.nuclei["area_um2"].to_numpy()),
+        has_match,
+        error_um[cell],
+        np.append(stays, False)[cell],
+    )
+    if rates is None:
+        return None
+    rate, regions = rates
+    pq.write_table(pa.Table.from_pandas(regions, preserve_index=False), out / REGIONS_FILE)
+    return rate
 
 
 def _best_of_each_cell(

@@ -36,7 +36,7 @@ def match_nuclei(
     left, right = shapely.STRtree(he_px).query(polygons_px, predicate="intersects")
     shared = shapely.area(shapely.intersection(polygons_px[left], he_px[right]))
     iou = shared / (shapely.area(polygons_px[left]) + shapely.area(he_px[right]) - shared)
-    chosen_left, chosen_right, chosen_iou = _one_to_one(left, right, iou)
+    chosen_left, chosen_right, chosen_iou = one_to_one(left, right, iou)
 
     n = len(polygons_px)
     result = pd.DataFrame(
@@ -65,9 +65,14 @@ def _moved(polygons: npt.NDArray[np.object_], dst_from_src: Transform) -> npt.ND
     return moved
 
 
-def _one_to_one(
+def one_to_one(
     left: npt.NDArray[np.int64], right: npt.NDArray[np.int64], iou: npt.NDArray[np.float64]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """The pairs that are taken by falling IoU, each row of either side at most once.
+
+    Pairs of one IoU by `left`, then `right`, whatever order they come in; those below MIN_IOU are
+    no pairs.
+    """
     order = np.lexsort((right, left, -iou))
     taken_left: set[int] = set()
     taken_right: set[int] = set()

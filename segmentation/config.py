@@ -3,50 +3,84 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import Field
-
+from pairing.slide import Damage
 from shards.errors import BadInput
 from shards.schema import Record
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 NUCLEI_FILE = "nuclei.parquet"
+FACTS_FILE = "segmentation.json"
 COMPACT_PATH: Final = Path(__file__).parent / "weights" / "compact.pt"
-# The network's strides multiply to 16: on a grid of multiples of it every block sees the same.
+# The strides of networks multiply to 16: their windows are multiples of it.
 GRID_PX = 16
+# Nuclei are found block by block, in pixels of the network's mpp; larger ones spend less on halos,
+# smaller ones less memory.
+BLOCK_PX = 1024
+# The weights that Cellpose 4.2.1.1 itself downloads, by the names of their files.
+CELLPOSE_NAMES: Final = ("cpsam_v2", "cpdino", "cpdino-vitb", "cpsam")
 
 
 class SegmentationConfig(Record):
     """What changes the nuclei that are found.
 
-    `model` is "compact" or a path to Cellpose 4 weights; block and halo are in pixels of the
-    network's mpp. A halo of 64 px holds a nucleus and the way its pixels flow.
+    `model` is "compact", a name of `CELLPOSE_NAMES` or a path to Cellpose 4 weights. The size of
+    blocks changes nothing, nor do workers, their order or how many windows are run at once.
     """
 
     model: str = "compact"
-    block_px: int = Field(default=1024, ge=GRID_PX, multiple_of=GRID_PX)
-    halo_px: int = Field(default=64, ge=0, multiple_of=GRID_PX)
 
     def fingerprint_config(self) -> dict[str, Any]:
-        """All of it but the path of the weights: their content enters by `weights_digest`."""
+        """Nothing yet: the content of the weights enters by `weights_digest`, not their path."""
         return self.model_dump(exclude={"model"})
 
 
+class SegmentationFacts(Record):
+    """`segmentation.json` beside the table: how a slide was segmented, and where nothing was found.
+
+    `n_windows` show tissue or its margin, and cover `looked_at_mm2`; in the middles of
+    `n_empty_windows` of them no nucleus lies. In `damage` nothing was looked for.
+    """
+
+    network_mpp: float
+    device: str
+    n_nuclei: int
+    n_windows: int
+    n_empty_windows: int
+    looked_at_mm2: float
+    damage: tuple[Damage, ...]
+
+
 def weights_path(model: str) -> Path:
-    """The file of the weights that `model` names. Raises BadInput where there is none."""
-    path = COMPACT_PATH if model == "compact" else Path(model)
-    if not path.is_file():
-        raise BadInput(
-            f"model = {model!r}",
-            expected="compact, or the path of Cellpose 4 weights",
-            found="no such file",
-            remedy="download the weights yourself and give their path; nothing is fetched here",
+    """The file of the weights that `model` names: "compact", a name of Cellpose's, or a path.
+
+    Cellpose's names mean files in the folder where it keeps them (CELLPOSE_LOCAL_MODELS_PATH, else
+    .cellpose/models in the home); a file of such a name elsewhere is told by a path with a slash.
+    Nothing is downloaded. Raises BadInput where there is no such file.
+    """
+    if model in CELLPOSE_NAMES:
+        folder = os.environ.get("CELLPOSE_LOCAL_MODELS_PATH") or Path.home() / ".cellpose/models"
+        path = Path(folder) / model
+        expected = f"the file {path}, where Cellpose itself would keep it"
+        remedy = (
+            "on a machine with a network and Cellpose 4.2.1.1, run python -c "
+            f"\"from cellpose.models import cache_model_path; cache_model_path('{model}')\" "
+            f"and copy .cellpose/models/{model} from its home to here, or give their path; "
+            "nothing is fetched here"
         )
+    else:
+        path = COMPACT_PATH if model == "compact" else Path(model)
+        expected = f"compact, {', '.join(CELLPOSE_NAMES)}, or the path of Cellpose 4 weights"
+        remedy = "download the weights yourself and give their path; nothing is fetched here"
+    if not path.is_file():
+        raise BadInput(f"model = {model!r}", expected=expected, found="no such file", remedy=remedy)
     return path
 
 
 def weights_digest(model: str) -> str:
     """SHA-256 of the weights that `model` names, for fingerprints. Raises as `weights_path`."""
-    return hashlib.sha256(weights_path(model).read_bytes()).hexdigest()
+    with weights_path(model).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,47 +5,37 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-import math
-import pickle
-from dataclasses import dataclass
+import logging
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from cellpose.models import CellposeModel
-from cellpose.vit import CPSAM, BaseModel
+from cellpose.vit import BaseModel
 from pydantic import Field
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from segmentation.config import weights_digest, weights_path
-from shards.errors import BadInput, not_there_yet
+from segmentation.dynamics import Labels
+from segmentation.foreign import foreign_network
+from segmentation.picture import find_in_picture
+from segmentation.stain import Normalisation, NormalisationKind
+from segmentation.weights_file import read_state
+from shards.errors import BadInput
 from shards.schema import Record
 
-# Cellpose 4 networks were trained with objects scaled to 30 px; a nucleus of 8 µm is that wide
-# at 0.27 µm a pixel, close to a 40x scan.
-FOREIGN_MPP: Final = 8.0 / 30.0
-# Cellpose's own defaults, stated; smaller objects than a nucleus can be are dropped.
-FLOW_THRESHOLD: Final = 0.4
-CELLPROB_THRESHOLD: Final = 0.0
-N_EULER_STEPS: Final = 200
-MIN_NUCLEUS_UM2: Final = 6.0
+log = logging.getLogger("cellpair")
 
-_NORMALIZE: Final[dict[str, object]] = {
-    "lowhigh": None,
-    "percentile": None,
-    "normalize": True,
-    "norm3D": False,
-}
-_MAX_WINDOW_PX = 1280
-# Cellpose builds sparse tensors; torch warns unless its checks of them are set, either way.
-torch.sparse.check_sparse_tensor_invariants.disable()  # type: ignore[no-untyped-call]  # torch's
+# A window of the compact network, and how much it shares with the next: an output is blended where
+# less than this is seen around it.
+_COMPACT_WINDOW_PX: Final = 512
+_COMPACT_OVERLAP_PX: Final = 64
+_GPU_BATCH: Final = 16
 # The key by which our files are told from other Cellpose 4 weights.
 _OWN_KEY = "stem.0.weight"
-
-Labels = npt.NDArray[np.int32]
 
 
 class CompactMetadata(Record):
@@ -59,7 +49,7 @@ class CompactMetadata(Record):
 
     weights_sha256: str
     mpp: float = Field(gt=0)
-    normalisation: Literal["optical_density"]
+    normalisation: NormalisationKind
     widths: tuple[int, ...]
     command: str
     seed: int
@@ -128,71 +118,86 @@ class CompactUNet(BaseModel):  # type: ignore[misc]  # cellpose has no types
             x = up(fine + skips.pop())
         return self.head(x), x.new_zeros((len(x_BCHW), 256))
 
+    def fused(self) -> CompactUNet:
+        """The same network for use alone: batch normalisation is part of the convolutions."""
+        for module in self.modules():
+            if isinstance(module, nn.Sequential):
+                conv, norm = module[0], module[1]
+                assert isinstance(conv, nn.Conv2d)
+                assert isinstance(norm, nn.BatchNorm2d)
+                module[0], module[1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
+        return self
 
-def optical_density(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """(Y, X, 3) pixels to absorbance, base 10, against a white of 255; glass is 0."""
-    density: npt.NDArray[np.float32] = _DENSITY_OF_LEVEL[rgb]
-    return density
 
+class NucleusNetwork:
+    """A loaded network: its windows, its pixel size and what it wants to see of a slide.
 
-_DENSITY_OF_LEVEL = -np.log10(np.maximum(np.arange(256), 1) / 255.0).astype(np.float32)
-
-
-class CompactCellposeModel(CellposeModel):  # type: ignore[misc]  # cellpose has no types
-    """Cellpose's model class around our network; only its constructor differs.
-
-    Cellpose's own would take any file for one of its transformers.
+    Windows of `window_px` overlap by `overlap_px`; where `any_window`, smaller ones, multiples of
+    16, are as good. `batch` windows are run at once; where a GPU has too little memory it halves.
     """
 
-    def __init__(self, net: CompactUNet, device: torch.device) -> None:
-        self.device = device
-        self.gpu = device.type == "cuda"
-        self.net = net.to(device)
-        self.backbone = net.backbone
-        self.pretrained_model = net.backbone
-
-
-@dataclass(frozen=True, slots=True)
-class NucleusNetwork:
-    """A loaded network, the pixel size at which it works and the hash of its weights."""
-
-    model: CellposeModel
-    mpp: float
-    weights_sha256: str
+    def __init__(
+        self,
+        net: nn.Module,
+        where: torch.device,
+        *,
+        mpp: float,
+        window_px: int,
+        overlap_px: int,
+        any_window: bool,
+        normalisation: NormalisationKind,
+        weights_sha256: str,
+    ) -> None:
+        self.mpp = mpp
+        self.window_px = window_px
+        self.overlap_px = overlap_px
+        self.any_window = any_window
+        self.normalisation = normalisation
+        self.weights_sha256 = weights_sha256
+        self.batch = _GPU_BATCH if where.type == "cuda" else 1
+        self._where = where
+        self._dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
+        self._net = net.eval().to(where, self._dtype)
 
     @property
     def device(self) -> str:
         """The kind of device that it runs on, and the type that it computes in: cpu float32."""
-        weight = next(self.model.net.parameters())
-        return f"{weight.device.type} {str(weight.dtype).removeprefix('torch.')}"
+        return f"{self._where.type} {str(self._dtype).removeprefix('torch.')}"
+
+    def predict(
+        self, rgb_BYXC: npt.NDArray[np.uint8], normalisation: Normalisation
+    ) -> npt.NDArray[np.float16]:
+        """(B, 3, Y, X): five times the flow along y and x, and the logit of being nucleus.
+
+        `rgb_BYXC` are windows at `self.mpp`. Always `batch` of them are run together, the last
+        ones filled up, so that all are computed alike.
+        """
+        outputs: list[npt.NDArray[np.float16]] = []
+        while len(outputs) < len(rgb_BYXC):
+            part = rgb_BYXC[len(outputs) : len(outputs) + self.batch]
+            try:
+                outputs.extend(self._run(normalisation(part)))
+            except torch.OutOfMemoryError:
+                if self.batch == 1:
+                    raise
+                self.batch //= 2
+                torch.cuda.empty_cache()
+                log.warning("too little memory on the GPU: %d windows at once now", self.batch)
+        return np.stack(outputs)
+
+    def _run(self, x_BYXC: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
+        n = len(x_BYXC)
+        x_BCHW = torch.from_numpy(x_BYXC).to(self._where, self._dtype).permute(0, 3, 1, 2)
+        if n < self.batch:
+            x_BCHW = torch.cat([x_BCHW, x_BCHW[:1].expand(self.batch - n, -1, -1, -1)])
+        with torch.inference_mode():
+            y_BCHW = self._net(x_BCHW)[0][:n]
+        output: npt.NDArray[np.float16] = y_BCHW.to(torch.float16).contiguous().cpu().numpy()
+        return output
 
     def find(self, rgb: npt.NDArray[np.uint8]) -> tuple[Labels, npt.NDArray[np.float32]]:
-        """Nuclei in a picture at `self.mpp`, by Cellpose's own `eval`.
-
-        rgb (Y, X, 3). Returns labels (Y, X) int32, 0 outside nuclei, and the logit (Y, X) of a
-        pixel being nucleus. Every option is stated, since some of Cellpose's defaults are global
-        and change when `eval` is called.
-        """
-        if isinstance(self.model, CompactCellposeModel):
-            pixels, normalize = optical_density(rgb), {**_NORMALIZE, "normalize": False}
-            # One window over the whole picture where it is not large: nothing to blend.
-            bsize = min(_MAX_WINDOW_PX, 16 * math.ceil(max(rgb.shape[:2]) / 16) + 16)
-        else:
-            pixels, normalize = rgb.astype(np.float32), {**_NORMALIZE, "lowhigh": [0.0, 255.0]}
-            bsize = None  # what the weights demand
-        labels, flows, _ = self.model.eval(
-            pixels,
-            channel_axis=2,
-            batch_size=4,
-            bsize=bsize,
-            normalize=normalize,
-            diameter=None,
-            flow_threshold=FLOW_THRESHOLD,
-            cellprob_threshold=CELLPROB_THRESHOLD,
-            min_size=round(MIN_NUCLEUS_UM2 / self.mpp**2),
-            niter=N_EULER_STEPS,
-        )
-        return labels.astype(np.int32), flows[2]
+        """Nuclei of a whole picture at `self.mpp`; as `find_in_picture`."""
+        return find_in_picture(self, rgb)
 
 
 @functools.lru_cache(maxsize=2)
@@ -205,7 +210,7 @@ def load_model(model: str, device: str = "auto") -> NucleusNetwork:
     # How sums are cut among threads shows in their last bits: one thread here as on any worker.
     torch.set_num_threads(1)
     path = weights_path(model)
-    state = _read_state(path)
+    state = read_state(path)
     where = _torch_device(device)
     if _OWN_KEY in state:
         metadata = read_metadata(path)
@@ -219,23 +224,27 @@ def load_model(model: str, device: str = "auto") -> NucleusNetwork:
                 found=str(error).splitlines()[-1].strip(),
                 remedy="train them again, or name another file",
             ) from error
-        own = CompactCellposeModel(net.eval(), where)
-        return NucleusNetwork(own, metadata.mpp, weights_digest(model))
-    if "W2" not in state or "encoder.patch_embed.proj.weight" not in state:
-        raise _not_weights(path, f"keys such as {', '.join(sorted(state)[:3]) or 'none'}")
-    if "encoder.cls_token" in state:
-        raise not_there_yet(
-            path, "a Cellpose network on DINOv3", "use weights of the SAM kind, or model = compact"
+        return NucleusNetwork(
+            net.eval().fused(),
+            where,
+            mpp=metadata.mpp,
+            window_px=_COMPACT_WINDOW_PX,
+            overlap_px=_COMPACT_OVERLAP_PX,
+            any_window=True,
+            normalisation=metadata.normalisation,
+            weights_sha256=weights_digest(model),
         )
-    with torch.device("meta"):  # shapes alone, no memory
-        expected = CPSAM().state_dict()
-    missing = set(expected) - set(state)
-    if missing:  # Cellpose itself would leave these at random
-        raise _not_weights(path, f"no {min(missing)}")
-    foreign = CellposeModel(
-        pretrained_model=str(path), device=where, use_bfloat16=where.type == "cuda"
+    foreign = foreign_network(path, state)
+    return NucleusNetwork(
+        foreign.net,
+        where,
+        mpp=foreign.mpp,
+        window_px=foreign.window_px,
+        overlap_px=foreign.overlap_px,
+        any_window=False,
+        normalisation="percentiles",
+        weights_sha256=weights_digest(model),
     )
-    return NucleusNetwork(foreign, FOREIGN_MPP, weights_digest(model))
 
 
 def read_metadata(weights: Path) -> CompactMetadata:
@@ -258,25 +267,6 @@ def read_metadata(weights: Path) -> CompactMetadata:
             remedy="copy both files that segmentation.train_compact writes",
         )
     return metadata
-
-
-def _read_state(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise _not_weights(path, str(error).splitlines()[0]) from error
-    if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
-        raise _not_weights(path, f"a {type(state).__name__} of other things than tensors")
-    return state
-
-
-def _not_weights(path: Path, found: str) -> BadInput:
-    return BadInput(
-        path,
-        expected="Cellpose 4 weights (a state dict with W2), or compact ones",
-        found=found,
-        remedy="give model = compact, or the path of weights that Cellpose 4 saved",
-    )
 
 
 def _torch_device(device: str) -> torch.device:

@@ -1,189 +1,254 @@
-"""Nuclei of a slide: plan blocks, map them, collect one table. The map is handed in."""
+"""Nuclei of a slide: plan, run windows and blocks as they become ready, collect one table."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable
+import math
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
-import shapely
 
-from pairing.slide import Damage, open_slide
-from segmentation.blocks import Block, plan_blocks
-from segmentation.config import NUCLEI_FILE, SegmentationConfig, weights_digest
+from pairing.slide import open_slide
+from segmentation.blocks import TISSUE_MPP, Block, plan_blocks, tissue_mask
+from segmentation.collect import collect_nuclei, is_published, publish_block, remove_blocks
+from segmentation.config import (
+    BLOCK_PX,
+    FACTS_FILE,
+    NUCLEI_FILE,
+    SegmentationConfig,
+    SegmentationFacts,
+    weights_digest,
+)
+from segmentation.dynamics import kind_of_device
+from segmentation.maps import InTurn, Maps
 from segmentation.network import load_model
-from segmentation.outlines import NUCLEI_SCHEMA, nuclei_table
-from segmentation.pictures import nuclei_geojson, overview_picture
-from shards.artifact import tell_found, write_atomically, written_aside
+from segmentation.nuclei import find_nuclei, halo_px
+from segmentation.stain import Normalisation, percentile_scale
+from segmentation.windows import (
+    Group,
+    GroupFacts,
+    SlideSource,
+    WindowGrid,
+    has_outputs,
+    plan_windows,
+    read_field,
+    read_group_facts,
+    remove_group,
+    remove_outputs,
+    run_groups,
+)
+from shards.artifact import tell_found, write_atomically
 from shards.errors import BadInput
-from shards.schema import Record
 
 log = logging.getLogger("cellpair")
 
-_FACTS = b"cellpair.block"
-# Two outlines of different blocks that share more than this are one nucleus seen twice.
-_DOUBLE_IOU = 0.5
-
-
-class BlockMap(Protocol):
-    """`map`, or anything that does the same on workers, in any order."""
-
-    def __call__(
-        self, fn: Callable[[Block], SegmentedBlock], items: Collection[Block], /
-    ) -> Iterable[SegmentedBlock]: ...
-
-
-class BlockFacts(Record):
-    """How a block was segmented: on which kind of device, and what damage it met there."""
-
-    device: str
-    damage: tuple[Damage, ...]
+# On a GPU so many groups are one task: the next is decoded while the network runs.
+_GPU_GROUPS_A_TASK = 8
 
 
 @dataclass(frozen=True, slots=True)
-class SegmentedBlock:
-    """The nuclei that a block owns, in NUCLEI_SCHEMA."""
+class Plan:
+    """All that any task on a slide needs to know; `kept` is where windows and blocks are kept."""
 
-    index: int
-    table: pa.Table
-    facts: BlockFacts
+    source: SlideSource
+    slide_mpp: float
+    grid: WindowGrid
+    normalisation: Normalisation
+    model: str
+    weights_sha256: str
+    device: str
+    kept: Path
 
 
-def segment_block(
-    block: Block,
-    *,
-    kept: Path | None,
-    slide_path: Path,
-    slide_mpp: float | None,
-    model: str,
-    device: str,
-) -> SegmentedBlock:
-    """Segment one block; publish it in the folder `kept` where there is one.
+@dataclass(frozen=True, slots=True)
+class Segmented:
+    """What was done and found, and the grid and blocks whose masks are kept."""
 
-    `slide_mpp` overrules the slide's own pixel size. Where the slide is damaged it is read as
-    glass, which holds no nuclei. Raises BadInput as `open_slide` and `load_model`.
+    facts: SegmentationFacts
+    grid: WindowGrid
+    blocks: tuple[Block, ...]
+
+
+def run_windows(plan: Plan, groups: tuple[Group, ...]) -> list[tuple[Group, GroupFacts]]:
+    """The network over groups of windows, published in `plan.kept`.
+
+    Raises BadInput where the name of the model means other weights here.
     """
-    network = load_model(model, device)
-    with open_slide(slide_path, mpp=slide_mpp) as opened:
-        slide, damage = opened.tolerant()
-        rgb = slide.read_at(block.read, network.mpp)
-        labels, logit = network.find(rgb)
-        table = nuclei_table(labels, logit, block, network.mpp, slide.mpp)
-    facts = BlockFacts(device=network.device, damage=tuple(sorted(set(damage), key=str)))
-    if kept is not None:
-        with written_aside(_path_of(kept, block)) as path:
-            pq.write_table(table.replace_schema_metadata({_FACTS: facts.model_dump_json()}), path)
-    return SegmentedBlock(block.index, table, facts)
-
-
-def read_block(kept: Path, block: Block) -> SegmentedBlock | None:
-    """What `segment_block` published, or None where it has not yet."""
-    path = _path_of(kept, block)
-    if not path.exists():
-        return None
-    table = pq.read_table(path)
-    facts = BlockFacts.model_validate_json(table.schema.metadata[_FACTS])
-    return SegmentedBlock(block.index, table.replace_schema_metadata(), facts)
-
-
-def _path_of(kept: Path, block: Block) -> Path:
-    return kept / f"block-{block.index:06d}.parquet"
-
-
-def collect(parts: Iterable[tuple[int, pa.Table]]) -> pa.Table:
-    """One table of the blocks' nuclei, whatever order they come in; ids run from 1.
-
-    A nucleus that two blocks own, since each saw its centroid a little on its own side, is kept
-    once: as the block with the lower index saw it.
-    """
-    ordered = sorted(parts, key=lambda part: part[0])
-    tables = [table for _, table in ordered]
-    table = pa.concat_tables([NUCLEI_SCHEMA.empty_table(), *tables]).combine_chunks()
-    block_of_row = np.repeat(
-        [index for index, _ in ordered], [len(table) for table in tables]
-    ).astype(np.int64)
-    polygons = shapely.from_wkb(table["polygon_px"].to_pylist())
-    first, second = shapely.STRtree(polygons).query(polygons, predicate="intersects")
-    across = block_of_row[first] < block_of_row[second]
-    first, second = first[across], second[across]
-    shared = shapely.area(shapely.intersection(polygons[first], polygons[second]))
-    union = shapely.area(polygons[first]) + shapely.area(polygons[second]) - shared
-    keep = np.ones(len(table), bool)
-    keep[second[shared > _DOUBLE_IOU * union]] = False
-    kept = table.filter(pa.array(keep))
-    ids = pa.array(np.arange(1, len(kept) + 1, dtype=np.int64))
-    return kept.set_column(0, NUCLEI_SCHEMA.field("nucleus_id"), ids)
-
-
-def segment_blocks(
-    slide_path: Path,
-    config: SegmentationConfig,
-    *,
-    mpp: float | None = None,
-    device: str = "auto",
-    map_blocks: BlockMap = map,
-    kept: Path | None = None,
-) -> list[SegmentedBlock]:
-    """The blocks of a slide, segmented.
-
-    `mpp` overrules the slide's own pixel size; `device` and `map_blocks` say where the work is done
-    and don't change a byte on CPUs. With `kept`, blocks are published there one by one, and those
-    that lie there already are not segmented again, unless on another kind of device. Raises
-    BadInput where slide or weights can't be used, or where workers differ in their device.
-    """
-    network_mpp = load_model(config.model, device).mpp
-    with open_slide(slide_path, mpp=mpp) as slide:
-        slide.require_rgb()
-        blocks = plan_blocks(slide, network_mpp, config.block_px, config.halo_px)
-    work = partial(
-        segment_block,
-        kept=kept,
-        slide_path=slide_path,
-        slide_mpp=mpp,
-        model=config.model,
-        device=device,
-    )
-    found = [read_block(kept, block) for block in blocks] if kept is not None else []
-    parts = {part.index: part for part in found if part is not None}
-    tell_found(len(parts), len(blocks))
-    made = {p.index: p for p in map_blocks(work, [b for b in blocks if b.index not in parts])}
-    devices = {part.facts.device for part in made.values()}
-    # What another kind of device found is not quite what this one finds.
-    foreign = {i for i, part in parts.items() if devices and part.facts.device not in devices}
-    if foreign:
-        log.info("%d blocks were segmented on another kind of device: again", len(foreign))
-        made |= {p.index: p for p in map_blocks(work, [b for b in blocks if b.index in foreign])}
-    parts |= made
-    devices = {part.facts.device for part in parts.values()}
-    if len(devices) > 1:
+    network = load_model(plan.model, plan.device)
+    if network.weights_sha256 != plan.weights_sha256:
         raise BadInput(
-            "workers",
-            expected="one kind of device for all blocks of a slide",
-            found=", ".join(sorted(devices)),
-            remedy="give --device cpu, or the resource GPU to those workers alone that have one",
+            f"model = {plan.model!r} on a worker",
+            expected=f"the weights of the planner, SHA-256 {plan.weights_sha256}",
+            found=network.weights_sha256,
+            remedy="copy the same file to every machine",
         )
-    for kind, box in sorted({(d.kind, d.box) for p in parts.values() for d in p.facts.damage}):
-        log.warning("%s: %s at %s px, where no nuclei are looked for", slide_path, kind, box)
-    return list(parts.values())
+    return run_groups(
+        groups, kept=plan.kept, source=plan.source, grid=plan.grid,
+        normalisation=plan.normalisation, network=network,
+    )  # fmt: skip
+
+
+def segment_block(plan: Plan, block: Block) -> Block:
+    """The nuclei that a block owns, published in `plan.kept`; returns the block.
+
+    All windows that touch the block and its halo are there.
+    """
+    halo = halo_px(plan.grid.mpp)
+    box = block.read_box(halo)
+    field = read_field(plan.kept, plan.grid, box)
+    found = find_nuclei(field, box[:2], block.core, plan.grid.mpp, kind_of_device(plan.device))
+    publish_block(plan.kept, block, found, plan.grid.mpp, plan.slide_mpp)
+    return block
 
 
 def segment(
+    out: Path,
+    kept: Path,
     slide_path: Path,
     config: SegmentationConfig,
     *,
     mpp: float | None = None,
     device: str = "auto",
-    map_blocks: BlockMap = map,
-) -> pa.Table:
-    """All nuclei of a slide, in NUCLEI_SCHEMA; as `segment_blocks`."""
-    parts = segment_blocks(slide_path, config, mpp=mpp, device=device, map_blocks=map_blocks)
-    return collect((part.index, part.table) for part in parts)
+    maps: Maps | None = None,
+    block_px: int = BLOCK_PX,
+) -> Segmented:
+    """All nuclei of a slide into the file `out`, in NUCLEI_SCHEMA.
+
+    What lies in the folder `kept` from an earlier call on the same slide and config is not done
+    again, unless it was done on another kind of device. `mpp` overrules the slide's own pixel
+    size; `device`, `maps` and `block_px` say how the work is done and change no byte on CPUs.
+    Raises BadInput where slide or weights can't be used, or where workers differ in their device.
+    """
+    maps = maps or InTurn()
+    plan = plan_slide(kept, slide_path, config, mpp, device)
+    blocks = plan_blocks(plan.grid, block_px)
+    ran_on = _run(plan, blocks, maps)
+    met = [read_group_facts(kept, group) for group in plan.grid.groups()]
+    damage = {d for facts in met if facts is not None for d in facts.damage}
+    ordered = tuple(sorted(damage, key=lambda d: (d.kind, d.box)))
+    for d in ordered:
+        log.warning("%s: %s at %s px, where no nuclei are looked for", slide_path, d.kind, d.box)
+    with open_slide(slide_path, mpp=mpp) as slide:
+        n_nuclei = collect_nuclei(out, kept, blocks, slide, ordered, plan.grid.size_px)
+    n_windows = int(plan.grid.shown.sum())
+    facts = SegmentationFacts(
+        network_mpp=plan.grid.mpp,
+        device=ran_on,
+        n_nuclei=n_nuclei,
+        n_windows=n_windows,
+        n_empty_windows=_n_empty_windows(out, plan),
+        looked_at_mm2=n_windows * (plan.grid.stride_px * plan.grid.mpp / 1000) ** 2,
+        damage=ordered,
+    )
+    return Segmented(facts, plan.grid, tuple(blocks))
+
+
+def _n_empty_windows(nuclei: Path, plan: Plan) -> int:
+    table = pq.read_table(nuclei, columns=["x_px", "y_px"])
+    stride_px = plan.grid.stride_px * plan.grid.mpp / plan.slide_mpp
+    column, row = (
+        (table[name].to_numpy() // stride_px).astype(np.int64) for name in ("x_px", "y_px")
+    )
+    empty = plan.grid.shown.copy()
+    empty[row, column] = False
+    return int(empty.sum())
+
+
+def plan_slide(
+    kept: Path, slide_path: Path, config: SegmentationConfig, mpp: float | None, device: str
+) -> Plan:
+    """The windows of a slide and what tasks on it need. Raises BadInput as `segment`."""
+    network = load_model(config.model, device)
+    with open_slide(slide_path, mpp=mpp) as slide:
+        slide.require_rgb()
+        width, height = (math.ceil(n * slide.mpp / network.mpp) for n in slide.size_px)
+        tissue = tissue_mask(slide)
+        grid = WindowGrid.over((width, height), network.mpp, network.window_px, network.overlap_px)
+        grid = plan_windows(grid, tissue, TISSUE_MPP)
+        normalisation = Normalisation(kind="optical_density")
+        if network.normalisation == "percentiles" and grid.shown.any():
+            normalisation = percentile_scale(slide, tissue, TISSUE_MPP)
+        source = SlideSource(slide_path, mpp)
+        return Plan(
+            source, slide.mpp, grid, normalisation,
+            config.model, network.weights_sha256, device, kept,
+        )  # fmt: skip
+
+
+def _run(plan: Plan, blocks: list[Block], maps: Maps) -> str:
+    """Run what is missing of windows and blocks; returns on which kind of device."""
+    (device,) = maps.on_gpu(partial(_device_of, plan.model), [plan.device])
+    ran = {g: f for g in plan.grid.groups() if (f := read_group_facts(plan.kept, g)) is not None}
+    foreign = {group for group, facts in ran.items() if facts.device != device}
+    if foreign:
+        # What another kind of device found is not quite what this one finds.
+        log.info("%d groups of windows were run on another kind of device: again", len(foreign))
+        remove_blocks(plan.kept)
+        for group in foreign:
+            remove_group(plan.kept, group)
+    left = [block for block in blocks if not is_published(plan.kept, block)]
+    tell_found(len(blocks) - len(left), len(blocks))
+    needed = {block: plan.grid.groups_of(block.read_box(halo_px(plan.grid.mpp))) for block in left}
+    wanted = set().union(*needed.values())
+    done = {group for group in ran if has_outputs(plan.kept, group)}
+    for group in done - wanted:  # left by a process that was killed
+        remove_outputs(plan.kept, group)
+    missing = [group for group in plan.grid.groups() if group in wanted - done]
+    side = _GPU_GROUPS_A_TASK if device.startswith("cuda") else 1
+    tasks = [tuple(missing[i : i + side]) for i in range(0, len(missing), side)]
+    made = iter(maps.on_gpu(partial(run_windows, plan), tasks))
+    # Any worker takes them, on its GPU if it has one: what they find is the same.
+    n_waiting = Counter(group for groups in needed.values() for group in groups)
+    for block in maps(partial(segment_block, plan), _Ready(needed, done, made, device)):
+        n_waiting.subtract(needed[block])
+        for group in needed[block]:
+            if not n_waiting[group]:
+                remove_outputs(plan.kept, group)
+    return device
+
+
+def _device_of(model: str, device: str) -> str:
+    return load_model(model, device).device
+
+
+class _Ready:
+    """Blocks one after the other, each as soon as all windows are there that it needs."""
+
+    def __init__(
+        self,
+        needed: dict[Block, set[Group]],
+        done: set[Group],
+        made: Iterator[list[tuple[Group, GroupFacts]]],
+        device: str,
+    ) -> None:
+        self._needed = needed
+        self._done = done
+        self._made = made
+        self._device = device
+
+    def __len__(self) -> int:
+        return len(self._needed)
+
+    def __iter__(self) -> Iterator[Block]:
+        for block, groups in self._needed.items():
+            while not groups <= self._done:
+                for group, facts in next(self._made):
+                    if facts.device != self._device:
+                        raise BadInput(
+                            "workers",
+                            expected="one kind of device for all windows of a slide",
+                            found=f"{self._device}, {facts.device}",
+                            remedy="give --device cpu, or the resource GPU to those workers alone "
+                            "that have one",
+                        )
+                    self._done.add(group)
+            yield block
 
 
 def write_nuclei(
@@ -194,42 +259,20 @@ def write_nuclei(
     *,
     mpp: float | None = None,
     device: str = "auto",
-    map_blocks: BlockMap = map,
+    maps: Maps | None = None,
+    block_px: int = BLOCK_PX,
 ) -> dict[str, Any]:
-    """As `segment_blocks`, into `out/nuclei.parquet`; what was found, in figures, and on what."""
-    parts = segment_blocks(
-        slide_path, config, mpp=mpp, device=device, map_blocks=map_blocks, kept=kept
-    )
-    table = collect((part.index, part.table) for part in parts)
-    pq.write_table(table, out / NUCLEI_FILE)
+    """As `segment`, into files of the folder `out`; what was found, in figures, and on what."""
+    done = segment(
+        out / NUCLEI_FILE, kept, slide_path, config,
+        mpp=mpp, device=device, maps=maps, block_px=block_px,
+    )  # fmt: skip
+    facts = done.facts
+    write_atomically(out / FACTS_FILE, facts.model_dump_json(indent=1).encode())
     return {
-        "n_nuclei": len(table),
+        "n_nuclei": facts.n_nuclei,
         "weights_sha256": weights_digest(config.model),
         # GPUs are not bit-stable, so that it belongs to what was found.
-        "devices": sorted({part.facts.device for part in parts}),
+        "devices": [facts.device],
+        "n_damaged_places": len(facts.damage),
     }
-
-
-def segment_slide_to(
-    out: Path,
-    slide: Path,
-    *,
-    mpp: float | None = None,
-    model: str = "compact",
-    device: str = "auto",
-    map_blocks: BlockMap = map,
-) -> int:
-    """Nuclei of a plain slide or picture: parquet, GeoJSON and an overview picture in `out`.
-
-    Returns how many nuclei there are.
-    """
-    table = segment(
-        slide, SegmentationConfig(model=model), mpp=mpp, device=device, map_blocks=map_blocks
-    )
-    out.mkdir(parents=True, exist_ok=True)
-    with written_aside(out / NUCLEI_FILE) as path:
-        pq.write_table(table, path)
-    write_atomically(out / "nuclei.geojson", nuclei_geojson(table).encode())
-    with open_slide(slide, mpp=mpp) as opened, written_aside(out / "overview.png") as path:
-        overview_picture(opened.tolerant()[0], table).save(path, format="PNG")
-    return len(table)

@@ -23,8 +23,9 @@ from cellpose.dynamics import labels_to_flows
 from torch.nn import functional
 
 from segmentation.augment import Example, random_crop
-from segmentation.network import CompactMetadata, CompactUNet, load_model, optical_density
+from segmentation.network import CompactMetadata, CompactUNet, load_model
 from segmentation.simulated_tiles import simulated_tiles
+from segmentation.stain import optical_density
 from segmentation.teaching import Teaching, taught_tiles
 from segmentation.tiles import LabelledTile, content_sha256, read_tiles, resampled
 from shards.errors import BadInput

@@ -20,7 +20,13 @@ MAY_IMPORT = {
     "trainer": {"shards"},
 }
 FRAMEWORKS = {"prefect", "dask", "distributed"}
-TORCH_IN_SEGMENTATION = {"network.py", "dynamics.py", "train_compact.py"}
+TORCH_IN_SEGMENTATION = {
+    "dynamics.py",
+    "foreign.py",
+    "network.py",
+    "train_compact.py",
+    "weights_file.py",
+}
 
 
 def imports(path: Path) -> Iterator[str]:

@@ -29,12 +29,13 @@ def histogram(
     *,
     limits: tuple[float, float] | None = None,
     mark: tuple[float, str] | None = None,
+    of: str = "cells",
 ) -> Figure:
-    """Cells by value; without `limits` from 0 to where the last half percent is one bin.
+    """Cells, or what `of` names, by value; the last bin takes half a percent without `limits`.
 
     `mark` is a value to draw a line at, and its name.
     """
-    figure, axes = _axes(xlabel, "cells")
+    figure, axes = _axes(xlabel, of)
     low, high = limits or (0.0, float(max(np.percentile(values, _TAIL_PERCENTILE), 1.0)))
     if limits is None and np.all(values == np.round(values)):
         # Whole numbers get bins of a whole width, or every other bin of few values is empty.

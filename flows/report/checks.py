@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from flows.report.cell_figures import CellFigures
 from flows.report.maps import FitMaps
+from pairing.match_rate import MatchRate
 from pairing.registration.evidence import Evidence
 from pairing.registration.gates import LEAD_DOUBTFUL, MPP_DOUBTFUL, SHARE_DOUBTFUL
 from pairing.registration.place import CLEAR_EVIDENCE, SURE_UM
@@ -137,19 +138,19 @@ def density_lead(registration: Registration) -> float:
 def _match_checks(figures: CellFigures, summary: dict[str, Any]) -> list[Check]:
     if figures.n_matched is None:
         return []
-    overlap = ""
+    found, good = _share(figures.n_matched, summary["n_cells"]), "most"
     if figures.median_iou is not None:
-        overlap = (
-            f"; median IoU {figures.median_iou:.2f}, {figures.median_distance_um:.1f} µm apart"
+        found += f"; median IoU {figures.median_iou:.2f}, {figures.median_distance_um:.1f} µm apart"
+    mark: Mark = "none"
+    if summary["match"] is not None:
+        rate = MatchRate.model_validate(summary["match"])
+        found += f"; {rate.found:.0%} of their nuclei"
+        good = (
+            f"near the {rate.predicted:.0%} of the nuclei that the alignment's error allows, far "
+            f"from the {rate.by_chance:.0%} of chance"
         )
-    return [
-        Check(
-            "Cells with an H&E nucleus",
-            _share(figures.n_matched, summary["n_cells"]) + overlap,
-            "most; a median distance well below a nucleus",
-            "none",
-        )
-    ]
+        mark = "look" if rate.faults else "good"
+    return [Check("Cells with an H&E nucleus", found, good, mark)]
 
 
 def _fit_checks(fit: FitMaps) -> list[Check]:

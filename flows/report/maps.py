@@ -8,10 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import shapely
+from matplotlib.figure import Figure
 
 from flows.report import charts
 from flows.report.embed import chart_uri
 from pairing.geometry import Points, Transform
+from pairing.match_rate import REGION_COLUMNS, REGION_UM, far_below
 
 # A square holds about this many cells, where that makes no more squares across than are legible.
 _CELLS_A_SQUARE = 25
@@ -19,6 +21,7 @@ _MAX_ACROSS = 40
 # A median or a share of fewer says nothing; the square is left empty.
 MIN_IN_SQUARE = 8
 _NICE_STEPS = (1, 1.5, 2, 3, 5, 7.5, 10)
+_MAX_LISTED = 10
 # The places in between are what is told in words: single squares at a border stand out by chance.
 _TOLD_PERCENTILES = (5, 95)
 
@@ -101,12 +104,26 @@ def displacements_um(
 
 
 @dataclass(frozen=True, slots=True)
+class MatchRegion:
+    """A square of REGION_UM: its corner on the slide, the nuclei in it, and their match rates."""
+
+    x_um: float
+    y_um: float
+    n_nuclei: int
+    found: float
+    predicted: float
+    by_chance: float
+
+
+@dataclass(frozen=True, slots=True)
 class FitMaps:
     """Maps as data URIs, and what they show in figures.
 
     Squares of fewer than `min_in_square` cells are empty; `n_measured` cells have a displacement.
     `shift_um` is the median displacement (x, y) over the section; a range holds the squares
-    between the 5th and 95th percentile, None where no square holds enough cells.
+    between the 5th and 95th percentile, None where no square holds enough cells. `far_below` are
+    the worst of the `n_far_below` squares of `region_um` in which far fewer nuclei match than the
+    registration's error predicts.
     """
 
     edge_um: float
@@ -115,6 +132,9 @@ class FitMaps:
     shift_um: tuple[float, float] | None
     distance_range_um: tuple[float, float] | None
     match_range: tuple[float, float] | None
+    region_um: float
+    far_below: list[MatchRegion]
+    n_far_below: int
     charts: dict[str, str]
 
     @property
@@ -129,10 +149,13 @@ class FitMaps:
         )
 
 
-def fit_maps(positions_um: Points, table: pd.DataFrame, moved_um: Values) -> FitMaps:
-    """Residuals, distances and match rate over the section.
+def fit_maps(
+    positions_um: Points, table: pd.DataFrame, moved_um: Values, regions: pd.DataFrame
+) -> FitMaps:
+    """Residuals, distances and match rate over the section, and the match rate predicted.
 
-    `positions_um` are the cells on the slide, (n, 2) with n > 0; `moved_um` as `displacements_um`.
+    `positions_um` are the cells on the slide, (n, 2) with n > 0; `moved_um` as `displacements_um`;
+    `regions` of the cells artifact has `match_rate.REGION_COLUMNS`.
     """
     squares = squares_over(positions_um)
     distance = squares.medians(table[["he_distance_um"]].to_numpy(np.float64))[:, :, 0]
@@ -153,6 +176,10 @@ def fit_maps(positions_um: Points, table: pd.DataFrame, moved_um: Values) -> Fit
         figures["matched"] = charts.square_map(
             100 * matched, corner_um, edge_um, label, (0.0, 100.0)
         )
+    far = far_below(*(regions[name].to_numpy() for name in ("found", "predicted", "by_chance")))
+    if regions["predicted"].notna().any():
+        label = "nuclei that may have one, %"
+        figures["predicted"] = _map_of_regions(regions, label)
     return FitMaps(
         edge_um=edge_um,
         min_in_square=MIN_IN_SQUARE,
@@ -160,8 +187,29 @@ def fit_maps(positions_um: Points, table: pd.DataFrame, moved_um: Values) -> Fit
         shift_um=tuple(shift) if shift is not None else None,
         distance_range_um=_range(distance),
         match_range=_range(matched),
+        region_um=REGION_UM,
+        far_below=_worst(regions[far]),
+        n_far_below=int(far.sum()),
         charts={name: chart_uri(figure) for name, figure in figures.items()},
     )
+
+
+def _map_of_regions(regions: pd.DataFrame, label: str) -> Figure:
+    at = (regions[["x_um", "y_um"]].to_numpy() / REGION_UM).round().astype(np.int64)
+    first = at.min(axis=0)
+    column, row = (at - first).T
+    squares = np.full((row.max() + 1, column.max() + 1), np.nan)
+    squares[row, column] = 100 * regions["predicted"].to_numpy()
+    left_um, top_um = (first * REGION_UM).tolist()
+    return charts.square_map(squares, (left_um, top_um), REGION_UM, label, (0.0, 100.0))
+
+
+def _worst(far: pd.DataFrame) -> list[MatchRegion]:
+    """Those that fall short by most of their nuclei."""
+    short = far["n_nuclei"] * (far["predicted"] - far["found"])
+    order = short.sort_values(ascending=False, kind="stable").index[:_MAX_LISTED]
+    rows = far.loc[order, list(REGION_COLUMNS)].itertuples(index=False)
+    return [MatchRegion(*row) for row in rows]
 
 
 def _range(squares: Values) -> tuple[float, float] | None:

@@ -28,11 +28,13 @@ from flows.report.donors import DonorRow, donor_rows
 from flows.report.drawing import View
 from flows.report.gallery import Sample, kept_cell_ids, read_gallery
 from flows.report.maps import FitMaps, displacements_um, fit_maps
+from flows.report.nuclei_parts import NucleiParts, nuclei_parts
 from flows.report.overlay import Nuclei, open_image, pictures, read_nuclei
 from flows.report.registration_parts import RegistrationParts, registration_parts
 from flows.report.settings import Setting, run_settings
 from flows.report.views import BEFORE, DONOR, HE_NUCLEUS, HE_UNMATCHED, INSTRUMENT
 from pairing import cells, patch_blocks
+from pairing.match_rate import MatchRate
 from pairing.registration.given import read_alignment
 from pairing.registration.record import (
     Registration,
@@ -44,6 +46,7 @@ from pairing.registration.record import (
 from pairing.slide import Damage
 from pairing.warp import Warp
 from pairing.xenium import open_xenium
+from segmentation.config import FACTS_FILE, NUCLEI_FILE, SegmentationFacts
 from shards.artifact import read_artifact
 from shards.dataset import read_manifest, read_record
 from shards.schema import Manifest, Panel, Split, Totals
@@ -75,12 +78,14 @@ class RunPage:
     parts: RegistrationParts | None
     checks: list[Check]
     fit: FitMaps | None
+    segmentation: NucleiParts | None
     why_no_fit: str | None
     totals: Totals
     figures: CellFigures
     counts_qc: dict[str, Any]
     categories: list[CategoryRow]
     cells_summary: dict[str, Any]
+    match_rate: MatchRate | None
     patches_summary: dict[str, Any]
     damage: tuple[Damage, ...]
     top_genes: list[GeneRow]
@@ -118,7 +123,7 @@ def run_page(
         registration = judged(record, config.registration.max_median_error_um)
     nuclei = read_nuclei(curated, table)
     views, corners = pictures(config, curated, warp, nuclei, table, kept)
-    fit = _fit(registration, warp, nuclei, table)
+    fit = _fit(registration, warp, nuclei, table, folder)
     n_by_gene, n_cells_by_gene = by_gene(counts)
     summary = built["cells"].summary
     figures = cell_figures(table, counts, n_by_gene, has_nuclei="nuclei" in built)
@@ -133,12 +138,14 @@ def run_page(
             registration, manifest.totals, figures, fit, summary, built["patches"].summary
         ),
         fit=fit,
+        segmentation=_segmentation(curated),
         why_no_fit=None if fit else _why_no_fit(curated),
         totals=manifest.totals,
         figures=figures,
         counts_qc=summary["counts"],
         categories=category_rows(summary["counts"]["by_category"], len(table)),
         cells_summary=summary,
+        match_rate=MatchRate.model_validate(summary["match"]) if summary["match"] else None,
         patches_summary=built["patches"].summary,
         damage=read_record(
             built["patches"].folder / patch_blocks.DAMAGE_FILE, patch_blocks.DamageReport
@@ -196,11 +203,12 @@ def _fit(
     he_px_from_xenium_um: Warp | None,
     nuclei: Nuclei,
     table: pd.DataFrame,
+    cells_folder: Path,
 ) -> FitMaps | None:
     """Maps of the fit; None where there are no two kinds of nuclei to compare."""
     if registration is None or he_px_from_xenium_um is None:
         return None
-    if not len(nuclei.he_id) or not len(table):
+    if not len(nuclei.he_id) or not (nuclei.instrument["cell_index"] >= 0).any():
         return None
     mpp = registration.slide_mpp
     return fit_maps(
@@ -209,7 +217,18 @@ def _fit(
         displacements_um(
             table, nuclei.instrument, nuclei.he_centroids_px(), he_px_from_xenium_um, mpp
         ),
+        pd.read_parquet(cells_folder / cells.REGIONS_FILE),
     )
+
+
+def _segmentation(curated: CuratedRun) -> NucleiParts | None:
+    """Nuclei of the slide; None where none were looked for."""
+    if "nuclei" not in curated.built:
+        return None
+    folder = curated.built["nuclei"].folder
+    facts = read_record(folder / FACTS_FILE, SegmentationFacts)
+    with open_image(curated.config) as slide:
+        return nuclei_parts(folder / NUCLEI_FILE, facts, slide.size_px, slide.mpp)
 
 
 def _why_no_fit(curated: CuratedRun) -> str:
@@ -223,7 +242,10 @@ def _why_no_fit(curated: CuratedRun) -> str:
             'No nuclei were looked for on the H&E (segmentation.model = "none"): there is nothing '
             "to measure the alignment by, and no match to show."
         )
-    return "No nuclei were found on the H&E: there is nothing to measure the alignment by."
+    return (
+        "No nuclei were found on the H&E, or no cell of the instrument has one: there is nothing "
+        "to measure the alignment by."
+    )
 
 
 def _stage_facts(built: Built) -> StageFacts:

@@ -140,3 +140,30 @@ def test_progress_is_told_by_lines_of_its_run(
     assert line.endswith("INFO [run-a patches] run-a patches: 1 of 2 blocks")
     assert last.endswith("run-a patches: 2 of 2 blocks")
     assert [p.name for p in (tmp_path / "out" / "logs").iterdir()] == ["run-a.log"]
+
+
+def seen_gpus(item: int) -> tuple[str | None, dict[str, float]]:
+    """The GPUs that a process sees, and what its worker offers."""
+    from distributed import get_worker
+
+    time.sleep(0.3)  # long enough for every worker to get some
+    return os.environ.get("CUDA_VISIBLE_DEVICES"), dict(get_worker().state.total_resources)
+
+
+def test_a_gpu_is_offered_by_one_worker_and_unseen_by_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine that lists one GPU, as far as the driver's own tool tells."""
+    listing = tmp_path / "nvidia-smi"
+    listing.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA Something (UUID: GPU-0)'\n")
+    listing.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with BlockMap(Runtime(workers=2, device="auto")) as blocks:
+        on_gpu = list(blocks.on_gpu(seen_gpus, range(4)))
+        anywhere = list(blocks(seen_gpus, range(6)))
+    assert on_gpu == [("0", {"GPU": 1})] * 4
+    assert ("", {}) in anywhere
+    assert set(map(str, anywhere)) <= {str(("0", {"GPU": 1})), str(("", {}))}
+    with BlockMap(Runtime(workers=2, device="cpu")) as blocks:
+        assert {resources == {} for _, resources in blocks.on_gpu(seen_gpus, range(4))} == {True}

@@ -24,6 +24,7 @@ from pairing.xenium import open_xenium
 from shards.check import validate
 from shards.dataset import read_dataset
 from shards.stream import read_stream
+from tests.flows.report_page import Page
 
 CONFIG = """
 name = "test"
@@ -364,6 +365,34 @@ def test_the_refinement_cures_a_scale_that_is_a_little_wrong(
     assert registration.implied_mpp == pytest.approx(0.2738, rel=0.005)
     assert registration.moved_um is not None
     assert registration.moved_um[2] > 5
+
+
+def test_nuclei_that_match_as_predicted_are_not_told(curated: Path) -> None:
+    said = (curated / "out dir" / "logs" / "r1.log").read_text()
+    assert "cells: made" in said
+    assert "matches:" not in said
+
+
+def test_a_shifted_alignment_that_is_taken_as_given_is_told_by_its_matches(
+    curated: Path, simulated: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(curated / "out dir", tmp_path / "out dir")  # with the nuclei of the slide
+    six_um = np.array([[1, 0, 6 / 0.2738], [0, 1, 0], [0, 0, 1]])
+    alignment = change_matrix(simulated, tmp_path, lambda m: m @ six_um)
+    shifted = {"model": "compact", "alignment": alignment, "refine": "false"}
+    assert curate(tmp_path, simulated, **shifted) == 0
+    (told,) = [r.getMessage() for r in caplog.records if "matches:" in r.getMessage()]
+    assert told.startswith("r1 matches: ")
+    assert "the cells lie farther from their nuclei than that" in told
+    assert "let registration.refine be true" in told
+    page = Page(tmp_path / "out dir" / "report" / "r1.html")
+    (row,) = [row for row in page.tables["checks"] if "Cells with an H&E nucleus" in row]
+    assert row[0] == "look"
+    assert "Look here: " in page.text
+    # What is reused is told again.
+    caplog.clear()
+    assert curate(tmp_path, simulated, **shifted) == 0
+    assert told in caplog.messages
 
 
 @pytest.mark.parametrize("refine", ["true", "false"])

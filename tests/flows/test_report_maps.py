@@ -17,6 +17,7 @@ from flows.report.maps import (
     squares_over,
 )
 from pairing.geometry import Affine
+from pairing.match_rate import REGION_COLUMNS
 
 # Cells on a lattice, 4 µm apart: 2,500 over 196 x 196 µm.
 LATTICE_UM = np.stack(np.meshgrid(np.arange(50) * 4.0, np.arange(50) * 4.0), -1).reshape(-1, 2)
@@ -29,6 +30,15 @@ def a_table(n: int, distance_um: float = 1.0) -> pd.DataFrame:
             "he_distance_um": np.full(n, distance_um),
         }
     )
+
+
+def some_regions(*rates: tuple[float, float, float]) -> pd.DataFrame:
+    """Squares of 200 µm side by side with (found, predicted, by_chance), of 100 nuclei each."""
+    rows = [(1000 + 200.0 * i, 400.0, 100, *rate) for i, rate in enumerate(rates)]
+    return pd.DataFrame(rows, columns=list(REGION_COLUMNS))
+
+
+NONE_FAR = some_regions((0.8, 0.9, 0.3))
 
 
 def test_squares_hold_every_cell_and_have_round_edges() -> None:
@@ -80,14 +90,14 @@ def test_a_shift_and_a_place_without_matches_come_out() -> None:
     table.loc[lost, "he_nucleus_id"] = pd.NA
     table.loc[lost, "he_distance_um"] = np.nan
     moved = np.where(lost[:, None], np.nan, (-1.5, 2.0))
-    fit = fit_maps(LATTICE_UM, table, moved)
+    fit = fit_maps(LATTICE_UM, table, moved, NONE_FAR)
     assert fit.edge_um == 20
     assert fit.n_measured == int((~lost).sum())
     assert fit.shift_um == (-1.5, 2.0)
     assert fit.shift_in_words == "1.5 µm to the left and 2.0 µm down"
     assert fit.distance_range_um == (2.5, 2.5)
     assert fit.match_range == (0, 1)
-    assert set(fit.charts) == {"residual", "distance", "matched"}
+    assert set(fit.charts) == {"residual", "distance", "matched", "predicted"}
     assert all(uri.startswith("data:image/png;base64,") for uri in fit.charts.values())
 
 
@@ -96,7 +106,8 @@ def test_few_cells_without_a_match_are_told_as_such(n_cells: int) -> None:
     table = a_table(n_cells)
     table["he_nucleus_id"] = pd.array([pd.NA] * n_cells, dtype="Int64")
     table["he_distance_um"] = np.nan
-    fit = fit_maps(np.zeros((n_cells, 2)), table, np.full((n_cells, 2), np.nan))
+    no_rates = some_regions((np.nan, np.nan, np.nan))
+    fit = fit_maps(np.zeros((n_cells, 2)), table, np.full((n_cells, 2), np.nan), no_rates)
     assert fit.shift_um is None
     assert fit.shift_in_words == "not measured"
     assert fit.distance_range_um is None
@@ -127,6 +138,19 @@ def test_displacements_are_of_cells_with_one_nucleus_along_the_axes_of_the_slide
 def test_a_map_is_the_same_bytes_again() -> None:
     def charts() -> FitMaps:
         moved = np.tile((1.0, 0.5), (len(LATTICE_UM), 1))
-        return fit_maps(LATTICE_UM, a_table(len(LATTICE_UM)), moved)
+        return fit_maps(LATTICE_UM, a_table(len(LATTICE_UM)), moved, NONE_FAR)
 
     assert charts() == charts()
+
+
+def test_squares_far_below_are_listed_the_worst_first() -> None:
+    rates = [(0.8, 0.9, 0.3), (0.5, 0.9, 0.3), (np.nan, np.nan, np.nan), (0.3, 0.9, 0.3)]
+    regions = some_regions(*rates, *[(0.4, 0.9, 0.3)] * 10)
+    moved = np.zeros((len(LATTICE_UM), 2))
+    fit = fit_maps(LATTICE_UM, a_table(len(LATTICE_UM)), moved, regions)
+    assert fit.n_far_below == 12
+    assert len(fit.far_below) == 10
+    worst = fit.far_below[0]
+    assert (worst.x_um, worst.y_um, worst.n_nuclei) == (1600, 400, 100)
+    assert (worst.found, worst.predicted, worst.by_chance) == (0.3, 0.9, 0.3)
+    assert fit.far_below[1].x_um == 1800  # of equals the first

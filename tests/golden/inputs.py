@@ -253,7 +253,9 @@ def he_nuclei() -> pa.Table:
                     "y_px": y,
                     "area_um2": (2 * half * HE_MPP) ** 2,
                     "eccentricity": 0.0,
+                    "haematoxylin": 0.5,
                     "score": 0.75,
+                    "flags": [],
                     "polygon_px": shapely.to_wkb(shapely.Polygon(ring)),
                 }
             )

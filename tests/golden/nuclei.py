@@ -15,7 +15,6 @@ import tifffile
 import torch
 from PIL import Image
 
-from segmentation.blocks import Block
 from segmentation.config import weights_digest
 from segmentation.network import CompactMetadata, CompactUNet
 
@@ -68,25 +67,6 @@ def write_flow_slide(path: Path) -> Path:
         tile=(128, 128), compression="deflate",
     )  # fmt: skip
     return path
-
-
-def labels_at_a_seam() -> list[tuple[Block, npt.NDArray[np.int32]]]:
-    """What two blocks saw: a nucleus that each takes for its own, and two that overlap a little."""
-    blocks = [
-        Block(0, core=(0, 0, 64, 64), read=(-16, -16, 80, 80)),
-        Block(1, core=(64, 0, 128, 64), read=(48, -16, 144, 80)),
-    ]
-    labels = [np.zeros((96, 96), np.int32), np.zeros((96, 96), np.int32)]
-    # In each the label, rows, and columns of a nucleus, on the grid of both.
-    drawn = [
-        [(1, (8, 20), (52, 74)), (2, (36, 48), (40, 68)), (3, (2, 12), (4, 20))],
-        [(1, (8, 20), (54, 78)), (2, (38, 50), (60, 90))],
-    ]
-    for block, image, nuclei in zip(blocks, labels, drawn, strict=True):
-        left, top = block.read[:2]
-        for label, (y0, y1), (x0, x1) in nuclei:
-            image[y0 - top : y1 - top, x0 - left : x1 - left] = label
-    return list(zip(blocks, labels, strict=True))
 
 
 def write_weights(path: Path) -> Path:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from flows.built import Stage, direct
 from flows.config import CurateConfig
 from flows.stages import RunStages
-from pairing.cells import CellsConfig, Withdrawal, write_cells
+from pairing.cells import CellsConfig, HeSide, Withdrawal, write_cells
 from pairing.pack import Filters, PackConfig, write_shard_set
 from pairing.patches import open_run_morphology, write_patches
 from pairing.registration.he_nuclei import find_he_nuclei
@@ -21,8 +21,7 @@ from pairing.registration.stage import register_run
 from pairing.slide import open_slide
 from pairing.xenium import open_xenium
 from segmentation.config import NUCLEI_FILE, SegmentationConfig, weights_digest
-from segmentation.outlines import nuclei_table
-from segmentation.segment import collect, write_nuclei
+from segmentation.segment import write_nuclei
 from shards.artifact import RECORD_FILE, read_artifact
 from shards.content import ContentHashes
 from shards.schema import PatchSpec, digest
@@ -168,38 +167,26 @@ def _registration(folder: Path) -> dict[str, Output]:
 def _nuclei(folder: Path) -> dict[str, Output]:
     slide = nuclei_inputs.write_flow_slide(folder / "flows.ome.tif")
     weights = nuclei_inputs.write_weights(folder / "weights.pt")
-    config = SegmentationConfig(model=str(weights), block_px=256)
-    write = partial(write_nuclei, slide_path=slide, config=config, device="cpu")
-
-    def collected(out: Path, kept: Path) -> dict[str, Any]:
-        parts = [
-            (block.index, nuclei_table(labels, (labels > 0).astype(np.float32), block, 0.5, 0.25))
-            for block, labels in nuclei_inputs.labels_at_a_seam()
-        ]
-        pq.write_table(collect(reversed(parts)), out / NUCLEI_FILE)
-        return {}
-
-    return {
-        "flows": _written(folder / "flows", write),
-        "seam": _written(folder / "seam", collected),
-    }
+    config = SegmentationConfig(model=str(weights))
+    write = partial(write_nuclei, slide_path=slide, config=config, device="cpu", block_px=256)
+    return {"flows": _written(folder / "flows", write)}
 
 
 def _cells(folder: Path) -> dict[str, Output]:
     donors = inputs.write_donors(folder / "donors.geojson")
     he_px_from_xenium_um = inputs.HE_PX_FROM_XENIUM_UM
-    he = (inputs.he_nuclei(), he_px_from_xenium_um, inputs.HE_MPP)
-    none = (None, None, None)
+    error_um = inputs.errors_um(inputs.cell_ids(len(inputs.xenium_centres_um())))
+    he = HeSide(inputs.he_nuclei(), he_px_from_xenium_um, inputs.HE_MPP, error_um)
     whole = inputs.write_bundle(folder / "outs")
     by_cell = CellsConfig(center="cell", qv_min=25, neighbors_k=3, neighbors_radius_um=20)
     cases: dict[str, tuple[Path, CellsConfig, Any]] = {
-        "nuclei": (whole, CellsConfig(), he),
-        "cells": (whole, by_cell, none),
+        "nuclei": (whole, CellsConfig(), (he,)),
+        "cells": (whole, by_cell, (None,)),
         "withdrawn": (
-            whole, CellsConfig(), (*he, Withdrawal(donors, ("D2",), he_px_from_xenium_um)),
+            whole, CellsConfig(), (he, Withdrawal(donors, ("D2",), he_px_from_xenium_um)),
         ),
-        "matrix": (inputs.write_bundle(folder / "m", transcripts=False), CellsConfig(), none),
-        "masks": (inputs.write_masked_bundle(folder / "masks"), CellsConfig(), none),
+        "matrix": (inputs.write_bundle(folder / "m", transcripts=False), CellsConfig(), (None,)),
+        "masks": (inputs.write_masked_bundle(folder / "masks"), CellsConfig(), (None,)),
     }  # fmt: skip
 
     def write(case: str, out: Path, kept: Path) -> dict[str, Any]:

@@ -91,3 +91,34 @@ def test_a_self_crossing_outline_keeps_its_area() -> None:
     bow_tie = shapely.Polygon([(0, 0), (10, 10), (10, 0), (0, 10)])
     matched = match_nuclei([bow_tie], he_table(square(0, 0)), Affine.scale(1.0), mpp=1.0)
     assert matched["he_iou"][0] == pytest.approx(0.5)
+
+
+def test_of_equal_overlaps_the_first_row_has_the_nucleus() -> None:
+    one = Affine.scale(1.0)
+    both = match_nuclei([square(-4, 0), square(4, 0)], he_table(square(0, 0)), one, mpp=1.0)
+    assert both["he_nucleus_id"].notna().tolist() == [True, False]
+    other = match_nuclei([square(0, 0)], he_table(square(4, 0), square(-4, 0)), one, mpp=1.0)
+    assert other["he_nucleus_id"].tolist() == [100]
+
+
+# Whole numbers, so that many overlaps are equal.
+places = st.lists(st.tuples(st.integers(0, 16), st.integers(0, 16)), max_size=9)
+
+
+@given(places, places)
+def test_no_pair_is_left_that_beats_what_both_have(
+    of_instrument: list[tuple[int, int]], of_he: list[tuple[int, int]]
+) -> None:
+    instrument = [square(*xy, side=8) for xy in of_instrument]
+    he = [square(*xy, side=8) for xy in of_he]
+    matched = match_nuclei(instrument, he_table(*he), Affine.scale(1.0), mpp=1.0)
+    taken = [int(i) - 100 for i in matched["he_nucleus_id"].dropna()]
+    assert len(set(taken)) == len(taken)
+    own = matched["he_iou"].fillna(0).to_numpy()
+    others = np.zeros(len(he))
+    others[taken] = own[matched["he_nucleus_id"].notna()]
+    for i, a in enumerate(instrument):
+        for j, b in enumerate(he):
+            iou = a.intersection(b).area / a.union(b).area
+            if iou >= MIN_IOU:
+                assert max(own[i], others[j]) >= iou - 1e-12

@@ -14,15 +14,12 @@ from cellpose.vit import CPSAM
 
 from pairing.simulate.tile import labelled_tile
 from segmentation.config import COMPACT_PATH, weights_digest
-from segmentation.network import (
-    FOREIGN_MPP,
-    CompactUNet,
-    load_model,
-    optical_density,
-    read_metadata,
-)
+from segmentation.foreign import FOREIGN_MPP
+from segmentation.network import CompactUNet, NucleusNetwork, load_model, read_metadata
+from segmentation.stain import Normalisation
 from shards.errors import BadInput
 
+DENSITY = Normalisation(kind="optical_density")
 # Far from the seeds of the training tiles (simulated_tiles: 1000 * seed + 0 … 191).
 UNSEEN_SEEDS = (900_001, 900_002, 900_003, 900_004)
 
@@ -38,12 +35,6 @@ def test_shipped_metadata_is_of_the_shipped_weights() -> None:
     assert COMPACT_PATH.stat().st_size < 6_500_000
 
 
-def test_density_of_white_is_zero_and_of_a_tenth_is_one() -> None:
-    rgb = np.array([[[255, 26, 0]]], np.uint8)
-    density = optical_density(rgb)[0, 0]
-    assert density == pytest.approx([0.0, np.log10(255 / 26), np.log10(255)], abs=1e-6)
-
-
 def test_nuclei_of_simulated_tiles_are_found() -> None:
     network = load_model("compact", "cpu")
     true = false = missed = 0
@@ -56,14 +47,68 @@ def test_nuclei_of_simulated_tiles_are_found() -> None:
     assert 2 * true / (2 * true + false + missed) > 0.75
 
 
-def test_other_calls_of_cellpose_change_nothing() -> None:
+def test_windows_run_together_give_the_same_bits_as_alone() -> None:
     network = load_model("compact", "cpu")
-    rgb, _ = labelled_tile(UNSEEN_SEEDS[0], 128, network.mpp)
-    before = network.find(rgb)
-    network.model.eval(rgb, normalize=True, min_size=100)  # changes Cellpose's global defaults
-    after = network.find(rgb)
-    np.testing.assert_array_equal(before[0], after[0])
-    np.testing.assert_array_equal(before[1], after[1])
+    rgb_BYXC = np.stack([labelled_tile(seed, 128, network.mpp)[0] for seed in UNSEEN_SEEDS[:3]])
+    together = network.predict(rgb_BYXC, DENSITY)
+    assert together.shape == (3, 3, 128, 128)
+    for i in range(3):
+        np.testing.assert_array_equal(network.predict(rgb_BYXC[i : i + 1], DENSITY)[0], together[i])
+
+
+def test_normalisation_of_batches_is_part_of_the_convolutions_and_changes_little() -> None:
+    torch.manual_seed(0)
+    net = CompactUNet((4, 8))
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_mean)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+            torch.nn.init.uniform_(module.weight)
+    x_BCHW = torch.rand(2, 3, 32, 32)
+    before = net.eval()(x_BCHW)[0]
+    assert torch.allclose(net.fused()(x_BCHW)[0], before, atol=1e-5)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in net.modules())
+
+
+class Greedy(torch.nn.Module):
+    """A network that finds too little memory for more than `most` windows."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+        self.asked: list[int] = []
+
+    def forward(self, x_BCHW: torch.Tensor) -> tuple[torch.Tensor]:
+        self.asked.append(len(x_BCHW))
+        if len(x_BCHW) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return (x_BCHW * 2,)
+
+
+def greedy_network(net: Greedy, batch: int) -> NucleusNetwork:
+    network = NucleusNetwork(
+        net, torch.device("cpu"), mpp=0.5, window_px=32, overlap_px=0, any_window=True,
+        normalisation="optical_density", weights_sha256="",
+    )  # fmt: skip
+    network.batch = batch
+    return network
+
+
+def test_too_little_memory_halves_the_batch_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    net = Greedy(2)
+    network = greedy_network(net, 8)
+    rgb_BYXC = np.random.default_rng(0).integers(0, 255, (5, 32, 32, 3), dtype=np.uint8)
+    output = network.predict(rgb_BYXC, DENSITY)
+    np.testing.assert_allclose(output, 2 * DENSITY(rgb_BYXC).transpose(0, 3, 1, 2), rtol=1e-3)
+    # The last batch is filled up: always the same work.
+    assert net.asked == [8, 4, 2, 2, 2]
+    told = [record.getMessage() for record in caplog.records]
+    assert [text for text in told if "too little memory" in text] == [
+        "too little memory on the GPU: 4 windows at once now",
+        "too little memory on the GPU: 2 windows at once now",
+    ]
+    with pytest.raises(torch.OutOfMemoryError):
+        greedy_network(Greedy(0), 4).predict(rgb_BYXC, DENSITY)
 
 
 def test_clear_glass_has_no_nuclei() -> None:
@@ -72,7 +117,10 @@ def test_clear_glass_has_no_nuclei() -> None:
 
 
 @pytest.mark.parametrize("name", ["cpsam_v2", "no/such/file.pt"])
-def test_weights_that_are_not_there_are_refused(name: str) -> None:
+def test_weights_that_are_not_there_are_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CELLPOSE_LOCAL_MODELS_PATH", str(tmp_path))
     with pytest.raises(BadInput, match="give their path"):
         load_model(name, "cpu")
     with pytest.raises(BadInput, match="give their path"):

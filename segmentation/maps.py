@@ -1,0 +1,35 @@
+"""How work over a slide is handed out: what a map must do, and the one that does all in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol, TypeVar
+
+A = TypeVar("A")
+A_co = TypeVar("A_co", covariant=True)
+B = TypeVar("B")
+
+
+class Items(Protocol[A_co]):
+    """What is to be mapped: how many, and one after the other, perhaps as they become ready."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[A_co]: ...
+
+
+class Maps(Protocol):
+    """Runs functions over items anywhere, in any order; `on_gpu` where a GPU is, if one is."""
+
+    def __call__(self, fn: Callable[[A], B], items: Items[A], /) -> Iterable[B]: ...
+
+    def on_gpu(self, fn: Callable[[A], B], items: Items[A], /) -> Iterable[B]: ...
+
+
+class InTurn:
+    """One item after the other, in this process."""
+
+    def __call__(self, fn: Callable[[A], B], items: Items[A], /) -> Iterable[B]:
+        return map(fn, items)
+
+    on_gpu = __call__
