@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -235,7 +236,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif given.data is None or given.pictures is not None or given.mpp is not None:
         parser.error("give --data, or --teacher with --pictures and --mpp, or all of them")
     recipe = replace(Recipe(), seed=given.seed)
-    train_and_save(given.out, given.data, recipe, given.leave_out_group, teaching)
+    try:
+        train_and_save(given.out, given.data, recipe, given.leave_out_group, teaching)
+    except BadInput as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.nuclei import further_tiles
 from benchmarks.nuclei_scores import matched
 from segmentation.augment import random_crop, restained
 from segmentation.config import weights_digest
@@ -172,3 +173,21 @@ def test_half_a_command_is_refused(given: list[str], capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit, match="2"):
         main([*given, "--out", "student.pt"])
     assert "--teacher" in capsys.readouterr().err
+
+
+def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--teacher", "compact", "--pictures", str(tmp_path), "--mpp", "0.5"]
+    with pytest.raises(SystemExit, match="2"):
+        main([*given, "--out", str(tmp_path / "student.pt")])
+    assert "PNG, JPEG or TIFF pictures of tissue" in capsys.readouterr().err
+
+
+def test_further_tiles_are_not_those_of_training(tmp_path: Path) -> None:
+    for folder, seed in (("data", 910_030), ("same", 910_030), ("other", 910_031)):
+        (tmp_path / folder).mkdir()
+        tile = simulated_tile(seed, MPP)
+        Image.fromarray(tile.rgb).save(tmp_path / folder / "a_he.png")
+        Image.fromarray(tile.labels.astype(np.uint16)).save(tmp_path / folder / "a_labels.png")
+    assert len(further_tiles(tmp_path / "other", tmp_path / "data")) == 1
+    with pytest.raises(BadInput, match="one of the training tiles"):
+        further_tiles(tmp_path / "same", tmp_path / "data")
