@@ -164,7 +164,7 @@ def train_and_save(
     real = [] if data is None else real_tiles(data, left_out_group)
     taught: list[LabelledTile] = []
     if teaching is not None:
-        teacher = load_model(teaching.teacher, "cpu")
+        teacher = load_model(teaching.teacher)  # a large one on the GPU, where there is one
         taught = taught_tiles(teaching, teacher.mpp, lambda rgb: teacher.find(rgb)[0], MPP)
     simulated = simulated_tiles(recipe.seed, recipe.n_simulated, MPP)
     net = train(
