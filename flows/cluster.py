@@ -78,11 +78,11 @@ class BlockMap:
         self._stack.close()
 
     def __call__(self, fn: Callable[[A], B], items: Items[A]) -> Iterable[B]:
-        return _with_progress(self._map(fn, items, gpu=False), len(items))
+        return _with_progress(self._map(fn, items, gpu=False), items)
 
     def on_gpu(self, fn: Callable[[A], B], items: Items[A]) -> Iterable[B]:
         """As a call, but only on workers that offer the resource GPU, where any does."""
-        return _with_progress(self._map(fn, items, gpu=True), len(items))
+        return _with_progress(self._map(fn, items, gpu=True), items)
 
     def _map(self, fn: Callable[[A], B], items: Iterable[A], *, gpu: bool) -> Iterator[B]:
         if self._runtime.scheduler is None and self._runtime.workers == 1:
@@ -218,16 +218,21 @@ def _lost(error: BaseException) -> BaseException:
     )
 
 
-def _with_progress(results: Iterator[B], n_blocks: int) -> Iterator[B]:
-    """The results, with a bar on a terminal and now and then a line elsewhere."""
-    told_s = time.monotonic()
+def _with_progress(results: Iterator[B], items: Items[A]) -> Iterator[B]:
+    """The results, with a bar on a terminal and now and then a line elsewhere.
+
+    Items that bear a name, `what`, are called by it.
+    """
+    what, n_items = getattr(items, "what", "blocks"), len(items)
+    told_s, n_told, n_done = time.monotonic(), 0, 0
     on_terminal = sys.stderr.isatty()
-    with tqdm(
-        total=n_blocks, desc=at_work(), unit="block", leave=False, disable=not on_terminal
-    ) as bar:
+    desc = f"{at_work()} {what}"
+    with tqdm(total=n_items, desc=desc, unit="", leave=False, disable=not on_terminal) as bar:
         for n_done, result in enumerate(results, start=1):
             bar.update()
             if not on_terminal and time.monotonic() - told_s >= _TELL_EVERY_S:
-                told_s = time.monotonic()
-                log.info("%s: %d of %d blocks", at_work(), n_done, n_blocks)
+                told_s, n_told = time.monotonic(), n_done
+                log.info("%s: %d of %d %s", at_work(), n_done, n_items, what)
             yield result
+    if 0 < n_told < n_done:
+        log.info("%s: %d of %d %s", at_work(), n_done, n_items, what)

@@ -103,7 +103,7 @@ def _numbered(kept: Path, row: list[Block], n_before: int) -> pa.Table:
     ends = np.cumsum([len(t) for t in tables])
     for block, part in zip(row, np.split(ids, ends[:-1]), strict=True):
         with written_aside(_ids_path(kept, block)) as path, path.open("wb") as file:
-            np.save(file, part)
+            np.save(file, part, allow_pickle=False)
     numbered = table.take(pa.array(order))
     return numbered.set_column(0, NUCLEI_SCHEMA.field("nucleus_id"), pa.array(ids[order]))
 
@@ -149,7 +149,7 @@ def read_masks(kept: Path, block: Block) -> Iterator[Mask]:
     """The masks of the nuclei that a block owns, after `collect_nuclei`."""
     table = pq.read_table(_path_of(kept, block), columns=[f.name for f in _MASK_FIELDS])
     columns = [table[f.name].to_pylist() for f in _MASK_FIELDS]
-    ids = np.load(_ids_path(kept, block)).tolist()
+    ids = np.load(_ids_path(kept, block), allow_pickle=False).tolist()
     for nucleus_id, left, top, width, height, packed in zip(ids, *columns, strict=True):
         bits = np.unpackbits(np.frombuffer(packed, np.uint8), count=width * height)
         yield Mask(nucleus_id, left, top, bits.reshape(height, width).astype(bool))

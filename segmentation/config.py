@@ -11,7 +11,7 @@ from pairing.slide import Damage
 from shards.errors import BadInput
 from shards.schema import Record
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 NUCLEI_FILE = "nuclei.parquet"
 FACTS_FILE = "segmentation.json"
 COMPACT_PATH: Final = Path(__file__).parent / "weights" / "compact.pt"
@@ -41,11 +41,14 @@ class SegmentationConfig(Record):
 class SegmentationFacts(Record):
     """`segmentation.json` beside the table: how a slide was segmented, and where nothing was found.
 
+    `slide_mpp` is of level 0, in whose pixels the table is, `network_mpp` that of label images;
     `n_windows` show tissue or its margin, and cover `looked_at_mm2`; in the middles of
     `n_empty_windows` of them no nucleus lies. In `damage` nothing was looked for.
     """
 
+    slide_mpp: float
     network_mpp: float
+    weights_sha256: str
     device: str
     n_nuclei: int
     n_windows: int
@@ -74,7 +77,7 @@ def weights_path(model: str) -> Path:
     else:
         path = COMPACT_PATH if model == "compact" else Path(model)
         expected = f"compact, {', '.join(CELLPOSE_NAMES)}, or the path of Cellpose 4 weights"
-        remedy = "download the weights yourself and give their path; nothing is fetched here"
+        remedy = "check the name or path; download weights yourself: nothing is fetched here"
     if not path.is_file():
         raise BadInput(f"model = {model!r}", expected=expected, found="no such file", remedy=remedy)
     return path

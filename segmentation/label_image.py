@@ -15,7 +15,7 @@ import zarr
 
 from segmentation.blocks import Block
 from segmentation.collect import read_masks
-from segmentation.maps import Maps
+from segmentation.maps import Maps, Tasks
 from segmentation.nuclei import max_travel_px
 from segmentation.windows import WindowGrid
 
@@ -40,14 +40,15 @@ def write_label_image(
     root = zarr.open_group(out, mode="w", zarr_format=3, attributes=_metadata(grid, len(shapes)))
     for level, shape in enumerate(shapes):
         root.create_array(
-            str(level), shape=shape, chunks=(_CHUNK_PX, _CHUNK_PX), dtype=np.uint32, fill_value=0
-        )
+            str(level), shape=shape, chunks=(_CHUNK_PX, _CHUNK_PX), dtype=np.uint32, fill_value=0,
+            dimension_names=("y", "x"),
+        )  # fmt: skip
         chunks = list(product(*(range(-(-n // _CHUNK_PX)) for n in shape)))
         if level == 0:
             paint = partial(_paint, out, kept, _blocks_by_chunk(blocks, grid))
         else:
             paint = partial(_shrink, out, level)
-        for _ in maps(paint, chunks):
+        for _ in maps(paint, Tasks(chunks, "chunks of labels")):
             pass
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 A = TypeVar("A")
 A_co = TypeVar("A_co", covariant=True)
@@ -16,6 +17,20 @@ class Items(Protocol[A_co]):
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[A_co]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Tasks(Generic[A]):
+    """Items that are all there, and what they are called where progress is told."""
+
+    items: Sequence[A]
+    what: str
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[A]:
+        return iter(self.items)
 
 
 class Maps(Protocol):

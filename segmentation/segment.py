@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from pairing.slide import open_slide
+from pairing.slide import Slide, open_slide
 from segmentation.blocks import TISSUE_MPP, Block, plan_blocks, tissue_mask
 from segmentation.collect import collect_nuclei, is_published, publish_block, remove_blocks
 from segmentation.config import (
@@ -26,7 +26,7 @@ from segmentation.config import (
     weights_digest,
 )
 from segmentation.dynamics import kind_of_device
-from segmentation.maps import InTurn, Maps
+from segmentation.maps import InTurn, Maps, Tasks
 from segmentation.network import load_model
 from segmentation.nuclei import find_nuclei, halo_px
 from segmentation.stain import Normalisation, percentile_scale
@@ -48,6 +48,8 @@ from shards.errors import BadInput
 
 log = logging.getLogger("cellpair")
 
+# Finer than any light microscope sees, and so coarse that a nucleus is four pixels wide.
+_USABLE_MPP = (0.05, 2.0)
 # On a GPU so many groups are one task: the next is decoded while the network runs.
 _GPU_GROUPS_A_TASK = 8
 
@@ -137,8 +139,12 @@ def segment(
     with open_slide(slide_path, mpp=mpp) as slide:
         n_nuclei = collect_nuclei(out, kept, blocks, slide, ordered, plan.grid.size_px)
     n_windows = int(plan.grid.shown.sum())
+    if not n_windows:
+        log.warning("%s: no tissue was found, so no nuclei", slide_path)
     facts = SegmentationFacts(
+        slide_mpp=plan.slide_mpp,
         network_mpp=plan.grid.mpp,
+        weights_sha256=plan.weights_sha256,
         device=ran_on,
         n_nuclei=n_nuclei,
         n_windows=n_windows,
@@ -167,6 +173,7 @@ def plan_slide(
     network = load_model(config.model, device)
     with open_slide(slide_path, mpp=mpp) as slide:
         slide.require_rgb()
+        _check_pixel_size(slide)
         width, height = (math.ceil(n * slide.mpp / network.mpp) for n in slide.size_px)
         tissue = tissue_mask(slide)
         grid = WindowGrid.over((width, height), network.mpp, network.window_px, network.overlap_px)
@@ -181,9 +188,20 @@ def plan_slide(
         )  # fmt: skip
 
 
+def _check_pixel_size(slide: Slide) -> None:
+    low, high = _USABLE_MPP
+    if not low <= slide.mpp <= high:
+        raise BadInput(
+            slide.path,
+            expected=f"a slide of {low:g} to {high:g} µm a pixel: a nucleus is some 8 µm wide",
+            found=f"{slide.mpp:g} µm a pixel",
+            remedy="give its true pixel size in µm: `mpp = …` of the run in the config, or --mpp",
+        )
+
+
 def _run(plan: Plan, blocks: list[Block], maps: Maps) -> str:
     """Run what is missing of windows and blocks; returns on which kind of device."""
-    (device,) = maps.on_gpu(partial(_device_of, plan.model), [plan.device])
+    (device,) = maps.on_gpu(partial(_device_of, plan.model), Tasks([plan.device], "networks"))
     ran = {g: f for g in plan.grid.groups() if (f := read_group_facts(plan.kept, g)) is not None}
     foreign = {group for group, facts in ran.items() if facts.device != device}
     if foreign:
@@ -202,7 +220,7 @@ def _run(plan: Plan, blocks: list[Block], maps: Maps) -> str:
     missing = [group for group in plan.grid.groups() if group in wanted - done]
     side = _GPU_GROUPS_A_TASK if device.startswith("cuda") else 1
     tasks = [tuple(missing[i : i + side]) for i in range(0, len(missing), side)]
-    made = iter(maps.on_gpu(partial(run_windows, plan), tasks))
+    made = iter(maps.on_gpu(partial(run_windows, plan), Tasks(tasks, "groups of windows")))
     # Any worker takes them, on its GPU if it has one: what they find is the same.
     n_waiting = Counter(group for groups in needed.values() for group in groups)
     for block in maps(partial(segment_block, plan), _Ready(needed, done, made, device)):
@@ -210,6 +228,8 @@ def _run(plan: Plan, blocks: list[Block], maps: Maps) -> str:
         for group in needed[block]:
             if not n_waiting[group]:
                 remove_outputs(plan.kept, group)
+    for _ in made:  # none is left, but who maps them tells that they are through
+        pass
     return device
 
 

@@ -186,7 +186,7 @@ def run_groups(
             output[:, 3] = haematoxylin_BYX
             facts = GroupFacts(device=network.device, damage=damage)
             with written_aside(_outputs_path(kept, group)) as path, path.open("wb") as file:
-                np.save(file, output)
+                np.save(file, output, allow_pickle=False)
             # The last: a group is there if and only if its facts are.
             write_atomically(_facts_path(kept, group), facts.model_dump_json().encode())
             done.append((group, facts))
@@ -254,7 +254,7 @@ def read_field(kept: Path, grid: WindowGrid, box: Box) -> Field:
 
     def stored(window: tuple[int, int]) -> Output:
         group = grid.group_of(window)
-        outputs: Output = np.load(_outputs_path(kept, group), mmap_mode="r")
+        outputs: Output = np.load(_outputs_path(kept, group), mmap_mode="r", allow_pickle=False)
         output: Output = outputs[group.windows.index(window)]
         return output
 

@@ -318,7 +318,7 @@ def test_segment_writes_table_geojson_labels_overview_and_page(
     assert nuclei.equals(segmented[2])
     assert {p.name for p in out.iterdir()} == {
         "nuclei.parquet", "segmentation.json", "nuclei.geojson", "labels.zarr", "labels.ome.tif",
-        "overview.png", "index.html",
+        "overview.png", "index.html", ".made-from",
     }  # fmt: skip
 
     collection = json.loads((out / "nuclei.geojson").read_text())
@@ -335,6 +335,7 @@ def test_segment_writes_table_geojson_labels_overview_and_page(
     (multiscale,) = group.attrs["ome"]["multiscales"]
     scale = multiscale["datasets"][0]["coordinateTransformations"][0]["scale"]
     assert scale == [0.5, 0.5]
+    assert group["0"].metadata.dimension_names == ("y", "x")
     image = np.asarray(group["0"])
     assert image.shape == (500, 500)
     ids, n_px = np.unique(image[image > 0], return_counts=True)
@@ -373,20 +374,33 @@ def test_the_label_image_has_a_pyramid_across_blocks_and_chunks(tmp_path: Path) 
     assert np.unique(levels[0][levels[0] > 0]).tolist() == nuclei["nucleus_id"].to_pylist()
 
 
-def test_another_slide_in_the_same_folder_starts_anew(tmp_path: Path) -> None:
+def test_a_finished_folder_is_neither_made_again_nor_given_to_another_slide(tmp_path: Path) -> None:
     runtime = Runtime(workers=1, device="cpu")
-    how = partial(segment_slide, mpp=0.5, model="compact", labels=False, runtime=runtime)
+    how = partial(segment_slide, mpp=0.5, model="compact", runtime=runtime)
     pictures = []
     for seed in (900_013, 900_014):
         pictures.append(tmp_path / f"{seed}.png")
         Image.fromarray(labelled_tile(seed, 200, 0.5)[0]).save(pictures[-1])
     out = tmp_path / "out"
-    how(pictures[0], out)
-    (out / ".segment-left-by-another").mkdir()
-    n_nuclei = how(pictures[1], out)
-    assert not list(out.glob(".segment-*"))
-    assert len(pq.read_table(out / "nuclei.parquet")) == n_nuclei
-    assert n_nuclei == how(pictures[1], tmp_path / "other")
+    n_nuclei = how(pictures[0], out, labels=False)
+    made = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
+    assert how(pictures[0], out, labels=True) == n_nuclei
+    assert {p: p.stat().st_mtime_ns for p in made} == made
+    assert np.array_equal(
+        tifffile.imread(out / "labels.ome.tif"),
+        np.asarray(zarr.open_array(out / "labels.zarr" / "0", mode="r")),
+    )
+    with pytest.raises(BadInput, match="give another --out"):
+        how(pictures[1], out, labels=False)
+    with pytest.raises(BadInput, match="give another --out"):
+        segment_slide(pictures[0], out, mpp=0.4, model="compact", labels=False, runtime=runtime)
+    assert {p: p.stat().st_mtime_ns for p in made} == made
+
+
+def test_a_pixel_size_that_no_slide_has_is_refused(picture: Path, tmp_path: Path) -> None:
+    for mpp in (250.0, 0.01):
+        with pytest.raises(BadInput, match=r"0\.05 to 2 µm a pixel"):
+            run(tmp_path, picture, mpp=mpp)
 
 
 def test_a_file_in_place_of_the_folder_is_refused(picture: Path, tmp_path: Path) -> None:
