@@ -150,8 +150,11 @@ class BlockMap:
         n = self._runtime.workers
         # What a block raises is told here, with its run and stage; a worker's own lines double it.
         environ = dask.config.get("distributed.nanny.pre-spawn-environ")
-        quiet = {**environ, "DASK_LOGGING__DISTRIBUTED": "critical"}
-        with dask.config.set({"distributed.nanny.pre-spawn-environ": quiet}):
+        environ = {**environ, "DASK_LOGGING__DISTRIBUTED": "critical"}
+        # Dask has freed memory given back to the system at once; networks, which free and take it
+        # all the time, need twice as long then.
+        environ.pop("MALLOC_TRIM_THRESHOLD_", None)
+        with dask.config.set({"distributed.nanny.pre-spawn-environ": environ}):
             cluster = LocalCluster(
                 # None at first, and a client of the scheduler rather than of the cluster: should a
                 # worker die while it starts, both would wait for it for ever.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import tifffile
@@ -19,24 +20,33 @@ SEED = 770_001
 
 
 def write_slide(path: Path, n_squares: int) -> Path:
-    """A slide of `n_squares` squares along each side, unless it is there."""
+    """A slide of `n_squares` squares along each side with levels of 1, 4 and 16, unless it is there."""
     if path.is_file():
         return path
     square, _ = labelled_tile(SEED, SQUARE_PX, SLIDE_MPP)
-
-    def tiles() -> Iterator[npt.NDArray[np.uint8]]:
-        per_square = SQUARE_PX // TILE_PX
-        for row in range(n_squares * per_square):
-            for column in range(n_squares * per_square):
-                y, x = (k % per_square * TILE_PX for k in (row, column))
-                yield square[y : y + TILE_PX, x : x + TILE_PX]
-
-    side = n_squares * SQUARE_PX
     aside = path.with_name(f"part-{path.name}")
-    tifffile.imwrite(
-        aside, tiles(), shape=(side, side, 3), dtype=np.uint8, tile=(TILE_PX, TILE_PX),
-        photometric="rgb", compression="jpeg", compressionargs={"level": 90}, ome=True,
-        metadata={"axes": "YXS", "PhysicalSizeX": SLIDE_MPP, "PhysicalSizeY": SLIDE_MPP},
-    )  # fmt: skip
+    sizes = {"PhysicalSizeX": SLIDE_MPP, "PhysicalSizeY": SLIDE_MPP}
+    with tifffile.TiffWriter(aside, ome=True) as writer:
+        for downsample in (1, 4, 16):
+            side = SQUARE_PX // downsample
+            seen = cv2.resize(square, (side, side), interpolation=cv2.INTER_AREA)
+            tile_px = min(TILE_PX, side)
+            level = {"subifds": 2, "metadata": {"axes": "YXS", **sizes}} if downsample == 1 else {}
+            writer.write(
+                _tiles(np.asarray(seen, np.uint8), tile_px, n_squares),
+                shape=(n_squares * side, n_squares * side, 3), dtype=np.uint8,
+                tile=(tile_px, tile_px), photometric="rgb", compression="jpeg",
+                compressionargs={"level": 90}, subfiletype=int(downsample > 1), **level,
+            )  # fmt: skip
     aside.rename(path)
     return path
+
+
+def _tiles(
+    square: npt.NDArray[np.uint8], tile_px: int, n_squares: int
+) -> Iterator[npt.NDArray[np.uint8]]:
+    per_square = square.shape[0] // tile_px
+    for row in range(n_squares * per_square):
+        for column in range(n_squares * per_square):
+            y, x = (k % per_square * tile_px for k in (row, column))
+            yield square[y : y + tile_px, x : x + tile_px]
