@@ -20,7 +20,7 @@ SEED = 770_001
 
 
 def write_slide(path: Path, n_squares: int) -> Path:
-    """A slide of `n_squares` squares along each side with levels of 1, 4 and 16, unless it is there."""
+    """A slide of `n_squares` squares along each side, levels of 1, 4 and 16, unless it is there."""
     if path.is_file():
         return path
     square, _ = labelled_tile(SEED, SQUARE_PX, SLIDE_MPP)
