@@ -77,7 +77,7 @@ def weights_path(model: str) -> Path:
     else:
         path = COMPACT_PATH if model == "compact" else Path(model)
         expected = f"compact, {', '.join(CELLPOSE_NAMES)}, or the path of Cellpose 4 weights"
-        remedy = "check the name or path; download weights yourself: nothing is fetched here"
+        remedy = "check the name, or download weights and give their path: nothing is fetched here"
     if not path.is_file():
         raise BadInput(f"model = {model!r}", expected=expected, found="no such file", remedy=remedy)
     return path
