@@ -67,6 +67,22 @@ def end_at_once() -> NoReturn:
     os._exit(STOPPED)
 
 
+def done_with(code: int) -> None:
+    """From now on a signal to stop ends this process at once, with the code of what it has done.
+
+    Libraries take their second to end, or hold on; the work is done, and no signal undoes it.
+    """
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        for child in multiprocessing.active_children():
+            child.kill()
+        os._exit(code)
+
+    for s in _SIGNALS:
+        if signal.getsignal(s) != signal.SIG_IGN:
+            signal.signal(s, end)
+
+
 def _interrupt(signum: int, frame: FrameType | None) -> None:
     for s in _SIGNALS:  # the watch ends the process at the next
         signal.signal(s, lambda signum, frame: None)

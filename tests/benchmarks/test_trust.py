@@ -28,6 +28,13 @@ def reference(place: Place) -> Undisturbed:
 
 
 @pytest.fixture(scope="module")
+def seconds_of_two(place: Place, reference: Undisturbed) -> float:
+    """What a run of two workers takes, as `stop` starts it."""
+    with place.curate(place.fresh("by-two"), 2) as command:
+        return command.wait_or_fail()
+
+
+@pytest.fixture(scope="module")
 def finished(place: Place, reference: Undisturbed) -> Path:
     return place.folder / "undisturbed"
 
@@ -127,11 +134,10 @@ def test_several_at_once(place: Place, reference: Undisturbed, starts: tuple[flo
 @pytest.mark.slow
 @pytest.mark.parametrize("how", stop.STOPS, ids=lambda how: how.name)
 def test_a_stopped_run_says_so_and_goes_on(
-    place: Place, reference: Undisturbed, how: stop.Stop
+    place: Place, reference: Undisturbed, seconds_of_two: float, how: stop.Stop
 ) -> None:
-    made, seconds = reference.made, reference.seconds
     # At 0.62 of the time: near its end, on a machine that others use, it may be done before.
-    found = stop.stopped(place, how, 1, seconds, made, random.Random(5))
+    found = stop.stopped(place, how, 1, seconds_of_two, reference.made, random.Random(5))
     assert dict(found.codes) == {3: 1}
     assert (found.unsaid, found.left, found.differing) == ([], [], [])
 

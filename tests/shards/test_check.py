@@ -118,6 +118,7 @@ def edit_the_dataset(root: Path, change: Callable[[dict[str, object]], None]) ->
     path.write_text(json.dumps(dataset, indent=1, ensure_ascii=False))
 
 
+# What lies in a dataset's JSON is any object to mypy: the edits of both know better.
 def move_a_donor_to_another_split(root: Path) -> None:
     edit_the_dataset(root, lambda d: d["donors"].update(D1="test"))  # type: ignore[attr-defined]
 
