@@ -27,12 +27,7 @@ import shapely
 from benchmarks.registration.__main__ import seeds_of
 from pairing.geometry import Affine, Points, Transform
 from pairing.match import match_nuclei
-from pairing.match_rate import (
-    MIN_AVAILABLE,
-    MatchRate,
-    PlacedNuclei,
-    match_rates,
-)
+from pairing.match_rate import MIN_AVAILABLE, MatchRate, PlacedNuclei, match_rates
 from pairing.registration.given import read_alignment
 from pairing.registration.record import read_registration, write_registration
 from pairing.registration.stage import register_run
@@ -100,11 +95,9 @@ class Section:
         matched = match_nuclei(
             self.nuclei["polygon"].tolist(), self.he, self.he_px_from_xenium_um, self.mpp
         )
-        um = self.he_px_from_xenium_um(self.nuclei[["x_um", "y_um"]].to_numpy()) * self.mpp
-        he_um = np.stack([self.he["x_px"], self.he["y_px"]], axis=1) * self.mpp
         found = match_rates(
-            PlacedNuclei(um, self.nuclei["area_um2"].to_numpy()),
-            PlacedNuclei(he_um, self.he["area_um2"].to_numpy()),
+            PlacedNuclei.of_instrument(self.nuclei, self.he_px_from_xenium_um, self.mpp),
+            PlacedNuclei.of_he(self.he, self.mpp),
             matched["he_nucleus_id"].notna().to_numpy(),
             self.error_um,
             np.ones(len(self.nuclei), bool),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import astuple, dataclass
+from functools import reduce
+from operator import add
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,11 +16,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.registration.limits import Limits
+from benchmarks.segmentation.apart import run_apart
 from benchmarks.segmentation.slides import SLIDE_MPP, SQUARE_PX, write_slide
 from flows.cluster import BlockMap, Runtime
 from segmentation.blocks import plan_blocks
 from segmentation.collect import publish_block
 from segmentation.config import BLOCK_PX, SegmentationConfig
+from segmentation.maps import InTurn, Maps
 from segmentation.network import load_model
 from segmentation.nuclei import find_nuclei, halo_px
 from segmentation.segment import plan_slide, run_windows, segment
@@ -28,7 +31,7 @@ from segmentation.windows import decode_group, read_field
 MAX_TOTAL = 1.15  # times the sum of the parts over the cores in use
 MIN_DYNAMICS_MPX_S = 0.9
 MAX_GROWTH = 1.25  # of memory, from 1 to 16 times the area
-N_SQUARES = 3
+N_SQUARES, N_ROUNDS = 4, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +44,30 @@ class Parts:
     outlines_s: float
     n_mpx: float
 
+    def __add__(self, other: Parts) -> Parts:
+        return Parts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
     @property
     def sum_s(self) -> float:
         return self.decode_s + self.network_s + self.dynamics_s + self.outlines_s
 
 
 def measure(limits: Limits, out: Path) -> None:
-    """Parts, total on one and on two processes, and memory by area."""
+    """The parts on one process, and all of it on one and on two, in turn: machines are shared."""
     slide = write_slide(out / f"slide-{N_SQUARES}.ome.tif", N_SQUARES)
-    parts = _parts(slide, out)
-    limits.head(f"cost of {parts.n_mpx:.1f} Mpx of tissue at the network's pixels, 1 process")
+    total_s = {1: 0.0, 2: 0.0}
+    with ExitStack() as stack:
+        maps = {n: stack.enter_context(BlockMap(Runtime(workers=n, device="cpu"))) for n in total_s}
+        # Once before: the start of workers is no part of a long run.
+        for n_workers in total_s:
+            _total(slide, maps[n_workers])
+        rounds = []
+        for _ in range(N_ROUNDS):
+            rounds.append(_parts(slide, out))
+            for n_workers in total_s:
+                total_s[n_workers] += _total(slide, maps[n_workers])[0]
+    parts = reduce(add, rounds)
+    limits.head(f"{N_ROUNDS} times {rounds[0].n_mpx:.1f} Mpx of tissue at the network's pixels")
     for name, seconds in (
         ("decoding and resampling", parts.decode_s),
         ("network", parts.network_s),
@@ -60,15 +77,10 @@ def measure(limits: Limits, out: Path) -> None:
         limits.told(name, f"{seconds:.1f} s, {parts.n_mpx / seconds:.2f} Mpx/s")
     speed = parts.n_mpx / parts.dynamics_s
     limits.line("dynamics with quality check, Mpx/s", speed, "≥", MIN_DYNAMICS_MPX_S)
-    for n_workers in (1, 2):
-        total_s = _total_s(slide, n_workers)
-        # Once more beside it, for machines are shared: the parts as they are now.
-        again = _parts(slide, out)
-        sum_s = (parts.sum_s + again.sum_s) / 2
-        limits.told(f"all of it, {n_workers} processes", f"{total_s:.1f} s")
-        over = total_s / (sum_s / n_workers)
+    for n_workers, seconds in total_s.items():
+        limits.told(f"all of it, processes: {n_workers}", f"{seconds:.1f} s")
+        over = seconds / (parts.sum_s / n_workers)
         limits.line(f"over the sum of the parts / {n_workers}", over, "≤", MAX_TOTAL)
-        parts = again
 
 
 def _timed(work: Callable[[], Any]) -> float:
@@ -106,21 +118,13 @@ def _parts(slide: Path, out: Path) -> Parts:
     return Parts(decode_s, network_s, dynamics_s, outlines_s, width * height / 1e6)
 
 
-def _total_s(slide: Path, n_workers: int) -> float:
-    """Wall time of `segment`, the second time: the start of workers is no part of a long run."""
-    with BlockMap(Runtime(workers=n_workers, device="cpu")) as maps:
-        seconds = []
-        for _ in range(2):
-            with TemporaryDirectory(dir=slide.parent) as folder:
-                kept, out = Path(folder), Path(folder) / "nuclei.parquet"
-                seconds.append(
-                    _timed(
-                        lambda kept=kept, out=out: segment(  # type: ignore[misc]
-                            out, kept, slide, SegmentationConfig(), device="cpu", maps=maps
-                        )
-                    )
-                )
-    return seconds[-1]
+def _total(slide: Path, maps: Maps) -> tuple[float, int]:
+    """Wall time of `segment`, and how many nuclei it found."""
+    with TemporaryDirectory(dir=slide.parent) as folder:
+        kept, config = Path(folder), SegmentationConfig()
+        started_s = time.perf_counter()
+        done = segment(kept / "n.parquet", kept, slide, config, device="cpu", maps=maps)
+        return time.perf_counter() - started_s, done.facts.n_nuclei
 
 
 def measure_memory(limits: Limits, out: Path) -> None:
@@ -129,9 +133,8 @@ def measure_memory(limits: Limits, out: Path) -> None:
     peaks = {}
     for n_squares in (2, 4, 8):
         slide = write_slide(out / f"slide-{n_squares}.ome.tif", n_squares)
-        command = [sys.executable, "-m", "benchmarks.segmentation.cost", str(slide)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        peaks[n_squares], seconds, n_nuclei = (float(v) for v in done.stdout.split())
+        printed, peaks[n_squares] = run_apart(__name__, str(slide))
+        seconds, n_nuclei = map(float, printed.split())
         mm2 = (n_squares * SQUARE_PX * SLIDE_MPP / 1000) ** 2
         limits.told(
             f"{mm2:.0f} mm², {n_nuclei:,.0f} nuclei", f"{peaks[n_squares]:.2f} GiB, {seconds:.0f} s"
@@ -140,16 +143,8 @@ def measure_memory(limits: Limits, out: Path) -> None:
 
 
 def main() -> None:
-    """One run in this process: its peak memory in GiB, its seconds and how many nuclei."""
-    slide = Path(sys.argv[1])
-    with TemporaryDirectory(dir=slide.parent) as folder:
-        started_s = time.perf_counter()
-        done = segment(
-            Path(folder) / "n.parquet", Path(folder), slide, SegmentationConfig(), device="cpu"
-        )
-        seconds = time.perf_counter() - started_s
-    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(peak_kib / 2**20, seconds, done.facts.n_nuclei)
+    """One run in this process: its seconds and how many nuclei."""
+    print(*_total(Path(sys.argv[1]), InTurn()))
 
 
 if __name__ == "__main__":

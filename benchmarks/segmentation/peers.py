@@ -8,7 +8,10 @@ The second needs dask-image and dask-jobqueue, which the project does not:
 from __future__ import annotations
 
 import importlib.util
+import os
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,13 +23,17 @@ import zarr
 from cellpose import models
 
 from benchmarks.registration.limits import Limits
+from benchmarks.segmentation.apart import run_apart
 from benchmarks.segmentation.slides import write_slide
 from flows.cluster import Runtime
 from flows.segment import LABELS_FOLDER, segment_slide
 from pairing.slide import open_slide
-from segmentation.config import COMPACT_PATH
+from segmentation.config import COMPACT_PATH, NUCLEI_FILE, SegmentationConfig
+from segmentation.label_image import write_label_image
+from segmentation.maps import InTurn
 from segmentation.network import CompactUNet, read_metadata
 from segmentation.nuclei import MIN_NUCLEUS_UM2
+from segmentation.segment import segment
 from segmentation.stain import optical_density
 
 Labels = npt.NDArray[Any]
@@ -34,9 +41,10 @@ N_SQUARES = 2
 TILE_PX = 512
 MPP = 0.5
 MIN_IOU = 0.5
+WHOLE_PX = 1 << 14
 
 
-class Stock(models.CellposeModel):  # type: ignore[misc]
+class Stock(models.CellposeModel):
     """Cellpose's model class around the compact network, which it can't load itself."""
 
     def __init__(self, **_: Any) -> None:
@@ -62,37 +70,53 @@ EVAL: dict[str, Any] = {
 
 
 def measure(limits: Limits, out: Path) -> None:
-    """Time, memory, and nuclei lost, doubled or cut against a run of theirs on the whole slide."""
+    """Time, memory, and nuclei lost, in parts or extra against a run on the whole at once.
+
+    Each in a process of its own; memory is the sum over it and those that it starts. Tiles of
+    theirs are held against their whole, blocks of ours against ours.
+    """
     slide = write_slide(out / f"slide-{N_SQUARES}.ome.tif", N_SQUARES)
-    torch.sparse.check_sparse_tensor_invariants.disable()
+    limits.head("the same network on one process")
+    seconds: dict[str, float] = {}
+    differing: dict[str, tuple[int, int, int]] = {}
+    wholes: list[Labels] = []
+    for way in WAYS:
+        if way == THEIR_BLOCKS and not all(map(importlib.util.find_spec, THEIR_NEEDS)):
+            limits.told(way, f"{' and '.join(THEIR_NEEDS)} are not installed")
+            continue
+        with TemporaryDirectory(dir=out) as folder:
+            labels_path = Path(folder) / "labels.npy"
+            printed, peak_gib = run_apart(__name__, way, str(slide), str(labels_path))
+            seconds[way] = float(printed.split()[-1])  # after what they print
+            labels = np.load(labels_path, allow_pickle=False)
+        told = f"{seconds[way]:.0f} s, {peak_gib:.1f} GiB; {len(np.unique(labels)) - 1:,} nuclei"
+        if way in AT_ONCE:
+            wholes.append(labels)
+        else:
+            differing[way] = compared(labels, wholes[-1])
+            told += ", {} lost, {} in parts or doubled, {} extra".format(*differing[way])
+        limits.told(way, told)
+    limits.line("cellpair: nuclei lost, in parts or extra", sum(differing[OURS]), "≤", 0)
+    over = seconds[OURS] / seconds[AT_ONCE[0]]
+    limits.line("cellpair's time over that of stock eval", over, "≤", 1.0)
+    lost, _, extra = compared(wholes[1], wholes[0])
+    limits.told("between the wholes", f"{lost} of stock's alone, {extra} of cellpair's alone")
+
+
+def at_network_size(slide: Path) -> npt.NDArray[np.uint8]:
     with open_slide(slide) as opened:
         width, height = (round(n * opened.mpp / MPP) for n in opened.size_px)
-        rgb = opened.read_at((0, 0, width, height), MPP)
-    limits.head(f"{width * height / 1e6:.1f} Mpx, the same network")
-    started_s = time.perf_counter()
-    whole, *_ = Stock().eval(optical_density(rgb), **EVAL)
-    _tell(limits, "stock eval, the whole at once", whole, whole, time.perf_counter() - started_s)
-    started_s = time.perf_counter()
-    _tell(limits, f"stock eval, tiles of {TILE_PX}", by_tile(rgb), whole,
-          time.perf_counter() - started_s)  # fmt: skip
-    with TemporaryDirectory(dir=out) as folder:
-        started_s = time.perf_counter()
-        segment_slide(
-            slide, Path(folder), mpp=None, model="compact", labels=False,
-            runtime=Runtime(workers=1, device="cpu"),
-        )  # fmt: skip
-        seconds = time.perf_counter() - started_s
-        ours = np.asarray(zarr.open_array(Path(folder) / LABELS_FOLDER / "0", mode="r"))
-    _tell(limits, "cellpair, 1 process, all files", ours, whole, seconds)
-    if importlib.util.find_spec("dask_jobqueue") and importlib.util.find_spec("dask_image"):
-        labels, seconds = distributed(rgb, out)
-        _tell(limits, f"distributed_segmentation, blocks of {TILE_PX}", labels, whole, seconds)
-    else:
-        limits.told("distributed_segmentation", "dask-image and dask-jobqueue are not installed")
+        return opened.read_at((0, 0, width, height), MPP)
 
 
-def by_tile(rgb: npt.NDArray[np.uint8]) -> Labels:
+def by_stock(slide: Path) -> Labels:
+    """All of the slide in one image."""
+    return Stock().eval(optical_density(at_network_size(slide)), **EVAL)[0]
+
+
+def by_tile(slide: Path) -> Labels:
     """Tiles side by side, a model for each, as scripts do that know no better."""
+    rgb = at_network_size(slide)
     labels = np.zeros(rgb.shape[:2], np.int64)
     for y in range(0, rgb.shape[0], TILE_PX):
         for x in range(0, rgb.shape[1], TILE_PX):
@@ -102,6 +126,27 @@ def by_tile(rgb: npt.NDArray[np.uint8]) -> Labels:
     return labels
 
 
+def by_cellpair(slide: Path) -> Labels:
+    """Table, GeoJSON, label image, overview and page."""
+    with TemporaryDirectory(dir=slide.parent) as folder:
+        segment_slide(
+            slide, Path(folder), mpp=None, model="compact", labels=False,
+            runtime=Runtime(workers=1, device="cpu"),
+        )  # fmt: skip
+        return np.asarray(zarr.open_array(Path(folder) / LABELS_FOLDER / "0", mode="r"))
+
+
+def by_cellpair_at_once(slide: Path) -> Labels:
+    with TemporaryDirectory(dir=slide.parent) as folder:
+        kept, labels, maps = Path(folder), Path(folder) / LABELS_FOLDER, InTurn()
+        done = segment(
+            kept / NUCLEI_FILE, kept, slide, SegmentationConfig(), device="cpu", maps=maps,
+            block_px=WHOLE_PX,
+        )  # fmt: skip
+        write_label_image(labels, kept, done.blocks, done.grid, maps)
+        return np.asarray(zarr.open_array(labels / "0", mode="r"))
+
+
 def unpacked(packed: npt.NDArray[np.uint32], crop: Any = None) -> npt.NDArray[np.float32]:
     """Optical densities of colours in one number each; the first call makes Cellpose take ours."""
     models.CellposeModel = Stock
@@ -109,32 +154,41 @@ def unpacked(packed: npt.NDArray[np.uint32], crop: Any = None) -> npt.NDArray[np
     return optical_density(np.stack(parts, -1))
 
 
-def distributed(rgb: npt.NDArray[np.uint8], out: Path) -> tuple[Labels, float]:
-    from cellpose.contrib.distributed_segmentation import distributed_eval
+def by_distributed(slide: Path) -> Labels:
+    from cellpose.contrib import distributed_segmentation as theirs
 
-    packed = sum(rgb[..., c].astype(np.uint32) << 8 * c for c in range(3))
-    with TemporaryDirectory(dir=out) as folder:
+    # It gives the mode by position, which zarr 3 takes by name alone.
+    opened = zarr.open
+    theirs.zarr.open = lambda store, mode="a", **how: opened(store, mode=mode, **how)
+    rgb = at_network_size(slide)
+    red, green, blue = (rgb[..., c].astype(np.uint32) for c in range(3))
+    packed = red | green << 8 | blue << 16
+    with TemporaryDirectory(dir=slide.parent) as folder:
         source = zarr.create_array(
             f"{folder}/rgb.zarr", shape=packed.shape, chunks=(TILE_PX, TILE_PX), dtype=np.uint32
         )
         source[...] = packed
-        started_s = time.perf_counter()
-        labels, _ = distributed_eval(
+        os.chdir(folder)  # where it leaves logs
+        labels, _ = theirs.distributed_eval(
             input_zarr=source, blocksize=(TILE_PX, TILE_PX), write_path=f"{folder}/labels.zarr",
             preprocessing_steps=[(unpacked, {})], eval_kwargs={**EVAL, "diameter": 30},
             cluster_kwargs={"n_workers": 1, "ncpus": 1, "memory_limit": "8GB",
                             "threads_per_worker": 1},
             temporary_directory=folder,
         )  # fmt: skip
-        return np.asarray(labels), time.perf_counter() - started_s
+        return np.asarray(labels)
 
 
-def _tell(limits: Limits, what: str, found: Labels, whole: Labels, seconds: float) -> None:
-    """A line: how many nuclei, how many of the whole run's are lost, found twice, and extra."""
-    lost, doubled, extra = compared(found, whole)
-    n = len(np.unique(found)) - 1
-    told = f"{n:,} nuclei, {lost} lost, {doubled} in parts or doubled, {extra} extra"
-    limits.told(what, f"{told}; {seconds:.0f} s")
+OURS = "cellpair, all files"
+AT_ONCE = ("stock eval, the whole at once", "cellpair, one block, labels alone")
+THEIR_BLOCKS, THEIR_NEEDS = "distributed_segmentation", ("dask_jobqueue", "dask_image")
+WAYS: dict[str, Callable[[Path], Labels]] = {
+    AT_ONCE[0]: by_stock,
+    f"stock eval, tiles of {TILE_PX}": by_tile,
+    THEIR_BLOCKS: by_distributed,
+    AT_ONCE[1]: by_cellpair_at_once,
+    OURS: by_cellpair,
+}
 
 
 def compared(found: Labels, whole: Labels) -> tuple[int, int, int]:
@@ -147,7 +201,8 @@ def compared(found: Labels, whole: Labels) -> tuple[int, int, int]:
     pairs, shared = np.unique(both, axis=1, return_counts=True)
     size_whole = dict(zip(*np.unique(whole, return_counts=True), strict=True))
     size_found = dict(zip(*np.unique(found, return_counts=True), strict=True))
-    matched_whole, matched_found, parts_of = set(), set(), {}
+    matched_whole, matched_found = set(), set()
+    parts_of: dict[int, int] = {}
     for (a, b), n in zip(pairs.T.tolist(), shared.tolist(), strict=True):
         if a and b:
             if n > MIN_IOU * (size_whole[a] + size_found[b] - n):
@@ -158,3 +213,18 @@ def compared(found: Labels, whole: Labels) -> tuple[int, int, int]:
     doubled = sum(n > 1 for n in parts_of.values())
     lost = len(size_whole) - 1 - len(matched_whole)
     return lost, doubled, len(size_found) - 1 - len(matched_found)
+
+
+def main() -> None:
+    """One way in this process: labels into a file; prints its seconds."""
+    way, slide, labels_path = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    torch.sparse.check_sparse_tensor_invariants.disable()
+    started_s = time.perf_counter()
+    labels = WAYS[way](slide)
+    seconds = time.perf_counter() - started_s
+    np.save(labels_path, labels, allow_pickle=False)
+    print(seconds)
+
+
+if __name__ == "__main__":
+    main()
