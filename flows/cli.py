@@ -13,7 +13,7 @@ from typing import Any
 
 from flows.failures import DONE, FAULTS_FOUND, exit_code_of, words_of
 from flows.options import parse
-from flows.stopping import end_at_once, stopping_on_signals
+from flows.stopping import done_with, end_at_once, stopping_on_signals
 from shards.errors import BadInput
 
 log = logging.getLogger("cellpair")
@@ -30,8 +30,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Without `argv` it is this process's own command, and a stop ends the process.
     """
-    is_process = argv is None
-    argv = sys.argv[1:] if argv is None else argv
+    if argv is not None:
+        return _run(argv, is_process=False)
+    code = _run(sys.argv[1:], is_process=True)
+    done_with(code)
+    return code
+
+
+def _run(argv: Sequence[str], *, is_process: bool) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     log.setLevel(logging.INFO)
     trains = bool(set(argv[:1]) & _WITH_TRAINER)

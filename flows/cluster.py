@@ -36,6 +36,23 @@ B = TypeVar("B")
 _TELL_EVERY_S = 10.0
 _START_S, _CLOSE_S = 120, 10
 
+# Networks and steps free and take tens of megabytes all the time, and Dask has what is freed given
+# back to the system at once: networks took twice as long then. glibc's (mallopt(3)): one heap for
+# all threads, from which large pieces come too, and which keeps up to a gigabyte.
+_KEEP_FREED = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+}
+# Dask looks at a worker's stack 100 times a second, and at its memory and its own loop hardly less
+# often: on two cores 3 % of a run.
+_SELDOM_LOOKED = {
+    "distributed.worker.profile.enabled": False,
+    "distributed.worker.memory.monitor-interval": "500ms",
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "2s",
+}
+
 # Blocks under way for each worker: one at work, one waiting, so that nobody idles and the
 # scheduler never holds the results of a whole slide.
 _IN_FLIGHT_PER_WORKER = 2
@@ -149,12 +166,11 @@ class BlockMap:
 
         n = self._runtime.workers
         # What a block raises is told here, with its run and stage; a worker's own lines double it.
-        environ = dask.config.get("distributed.nanny.pre-spawn-environ")
-        environ = {**environ, "DASK_LOGGING__DISTRIBUTED": "critical"}
-        # Dask has freed memory given back to the system at once; networks, which free and take it
-        # all the time, need twice as long then.
-        environ.pop("MALLOC_TRIM_THRESHOLD_", None)
-        with dask.config.set({"distributed.nanny.pre-spawn-environ": environ}):
+        name = "distributed.nanny.pre-spawn-environ"
+        environ = {
+            **dask.config.get(name), **_KEEP_FREED, "DASK_LOGGING__DISTRIBUTED": "critical",
+        }  # fmt: skip
+        with dask.config.set({**_SELDOM_LOOKED, name: environ}):
             cluster = LocalCluster(
                 # None at first, and a client of the scheduler rather than of the cluster: should a
                 # worker die while it starts, both would wait for it for ever.

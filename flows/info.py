@@ -10,13 +10,14 @@ import pyarrow.parquet as pq
 
 from pairing.slide import open_slide
 from pairing.xenium import open_xenium
+from segmentation.config import FACTS_FILE, SegmentationFacts
 from shards.check import describe
-from shards.dataset import POINTER_FILE
+from shards.dataset import POINTER_FILE, read_record
 from shards.errors import BadInput
 
 
 def describe_path(path: Path) -> dict[str, Any]:
-    """Facts of a dataset, checkpoint, shard, bundle or slide, `kind` first.
+    """Facts of a dataset, checkpoint, shard, bundle, slide or a slide's nuclei, `kind` first.
 
     Raises BadInput where the path is none of these.
     """
@@ -28,6 +29,9 @@ def describe_path(path: Path) -> dict[str, Any]:
         return describe(path)
     if (path / "meta.json").exists():
         return {"kind": "checkpoint", **json.loads((path / "meta.json").read_text())}
+    if (path / FACTS_FILE).exists():
+        facts = read_record(path / FACTS_FILE, SegmentationFacts)
+        return {"kind": "nuclei", **facts.model_dump(mode="json")}
     if path.suffix == ".tar":
         return _shard(path)
     if path.is_dir() or path.suffix == ".zip":

@@ -17,6 +17,7 @@ from segmentation.config import (
     STAGE_VERSION,
     SegmentationConfig,
     SegmentationFacts,
+    require_usable,
     weights_digest,
 )
 from shards.artifact import write_atomically, written_aside
@@ -84,7 +85,7 @@ def segment_slide(
 def _identity(slide: Path, mpp: float | None, model: str) -> str:
     """A name for the nuclei of a slide, as it lies there, by a model. Raises BadInput."""
     with open_slide(slide, mpp=mpp) as opened:
-        opened.require_rgb()
+        require_usable(opened)
     file = slide.stat()
     raw = [str(slide.resolve()), file.st_size, file.st_mtime_ns, mpp]
     return digest([*raw, weights_digest(model), STAGE_VERSION])

@@ -233,13 +233,9 @@ def _write_rates(
     """Match rates of the nuclei of cells that stay; those of squares go into a file."""
     cell = nuclei["cell_index"].to_numpy()
     error_um = np.append(he.error_um.reindex(cell_id).to_numpy(np.float64), np.nan)
-    he_um = np.stack([he.nuclei["x_px"], he.nuclei["y_px"]], axis=1) * he.mpp
     rates = match_rates(
-        PlacedNuclei(
-            he.px_from_xenium_um(nuclei[["x_um", "y_um"]].to_numpy()) * he.mpp,
-            nuclei["area_um2"].to_numpy(),
-        ),
-        PlacedNuclei(he_um, he.nuclei["area_um2"].to_numpy()),
+        PlacedNuclei.of_instrument(nuclei, he.px_from_xenium_um, he.mpp),
+        PlacedNuclei.of_he(he.nuclei, he.mpp),
         has_match,
         error_um[cell],
         np.append(stays, False)[cell],

@@ -8,10 +8,11 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
 from scipy.optimize import brentq
 from scipy.spatial import cKDTree
 
-from pairing.geometry import Points
+from pairing.geometry import Points, Transform
 from pairing.match import MIN_IOU, one_to_one
 from shards.schema import Record
 
@@ -43,6 +44,20 @@ class PlacedNuclei:
 
     um: Points
     area_um2: F64
+
+    @classmethod
+    def of_instrument(
+        cls, nuclei: pd.DataFrame, he_px_from_xenium_um: Transform, mpp: float
+    ) -> PlacedNuclei:
+        """Those of a run, on a slide of `mpp`."""
+        um = he_px_from_xenium_um(nuclei[["x_um", "y_um"]].to_numpy()) * mpp
+        return cls(um, nuclei["area_um2"].to_numpy())
+
+    @classmethod
+    def of_he(cls, nuclei: pa.Table, mpp: float) -> PlacedNuclei:
+        """Those found on a slide of `mpp`, in the table of `segmentation`."""
+        um = np.stack([nuclei["x_px"], nuclei["y_px"]], axis=1) * mpp
+        return cls(um, nuclei["area_um2"].to_numpy())
 
     @property
     def radius_um(self) -> F64:

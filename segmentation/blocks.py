@@ -41,18 +41,13 @@ class Block:
 def plan_blocks(grid: WindowGrid, block_px: int) -> list[Block]:
     """Blocks of `block_px` over every shown window, row by row, cut off at the slide's end."""
     width, height = grid.size_px
-    return [
-        block
-        for y0, x0 in product(range(0, height, block_px), range(0, width, block_px))
-        if grid.touching(
-            (
-                block := Block(
-                    f"block-{block_px}-{y0 // block_px:05d}-{x0 // block_px:05d}",
-                    (x0, y0, min(x0 + block_px, width), min(y0 + block_px, height)),
-                )
-            ).core
-        )
-    ]
+    blocks = []
+    for y0, x0 in product(range(0, height, block_px), range(0, width, block_px)):
+        core = x0, y0, min(x0 + block_px, width), min(y0 + block_px, height)
+        if grid.touching(core):
+            name = f"block-{block_px}-{y0 // block_px:05d}-{x0 // block_px:05d}"
+            blocks.append(Block(name, core))
+    return blocks
 
 
 def tissue_mask(slide: Slide) -> npt.NDArray[np.bool_]:

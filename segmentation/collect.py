@@ -36,8 +36,8 @@ _ROWS_A_GROUP = 1 << 16
 
 def publish_block(
     kept: Path, block: Block, found: FoundNuclei, mpp: float, slide_mpp: float
-) -> int:
-    """Write the nuclei that a block owns; returns how many there are."""
+) -> None:
+    """Write the nuclei that a block owns: with their outlines, and the masks that labels need."""
     table = nuclei_table(found, mpp, slide_mpp)
     x0, y0, x1, y1 = found.box.T
     packed = [np.packbits(mask).tobytes() for mask in found.masks()]
@@ -47,7 +47,6 @@ def publish_block(
         table = table.append_column(field, pa.array(column, field.type))
     with written_aside(_path_of(kept, block)) as path:
         pq.write_table(table, path)
-    return len(table)
 
 
 def is_published(kept: Path, block: Block) -> bool:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, Final
 
-from pairing.slide import Damage
+from pairing.slide import Damage, Slide
 from shards.errors import BadInput
 from shards.schema import Record
 
@@ -20,6 +20,8 @@ GRID_PX = 16
 # Nuclei are found block by block, in pixels of the network's mpp; larger ones spend less on halos,
 # smaller ones less memory.
 BLOCK_PX = 1024
+# Finer than any light microscope sees, and so coarse that a nucleus is four pixels wide.
+_USABLE_MPP: Final = (0.05, 2.0)
 # The weights that Cellpose 4.2.1.1 itself downloads, by the names of their files.
 CELLPOSE_NAMES: Final = ("cpsam_v2", "cpdino", "cpdino-vitb", "cpsam")
 
@@ -55,6 +57,19 @@ class SegmentationFacts(Record):
     n_empty_windows: int
     looked_at_mm2: float
     damage: tuple[Damage, ...]
+
+
+def require_usable(slide: Slide) -> None:
+    """Raises BadInput unless nuclei can be looked for: in colours, at a pixel size they show at."""
+    slide.require_rgb()
+    low, high = _USABLE_MPP
+    if not low <= slide.mpp <= high:
+        raise BadInput(
+            slide.path,
+            expected=f"a slide of {low:g} to {high:g} µm a pixel: a nucleus is some 8 µm wide",
+            found=f"{slide.mpp:g} µm a pixel",
+            remedy="give its true pixel size in µm: `mpp = …` of the run in the config, or --mpp",
+        )
 
 
 def weights_path(model: str) -> Path:

@@ -46,15 +46,13 @@ class ForeignNetwork:
 
     `net` (eval mode, float32, on the CPU, without gradients) takes (B, 3, `window_px`,
     `window_px`) RGB of 0 … 1 at `mpp` and gives a tuple whose first part is (B, 3, `window_px`,
-    `window_px`): 5 * flow y, 5 * flow x, logit. Windows overlap by `overlap_px`. On a GPU it is
-    run in `dtype_on_gpu`, as Cellpose does.
+    `window_px`): 5 * flow y, 5 * flow x, logit. Windows overlap by `overlap_px`.
     """
 
     net: nn.Module
     window_px: int
     overlap_px: int = OVERLAP_PX
     mpp: float = FOREIGN_MPP
-    dtype_on_gpu: torch.dtype = torch.bfloat16
 
 
 def foreign_network(path: Path, state: Mapping[str, torch.Tensor]) -> ForeignNetwork:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from pairing.slide import Slide, open_slide
+from pairing.slide import open_slide
 from segmentation.blocks import TISSUE_MPP, Block, plan_blocks, tissue_mask
 from segmentation.collect import collect_nuclei, is_published, publish_block, remove_blocks
 from segmentation.config import (
@@ -23,7 +23,7 @@ from segmentation.config import (
     NUCLEI_FILE,
     SegmentationConfig,
     SegmentationFacts,
-    weights_digest,
+    require_usable,
 )
 from segmentation.dynamics import kind_of_device
 from segmentation.maps import InTurn, Maps, Tasks
@@ -48,8 +48,6 @@ from shards.errors import BadInput
 
 log = logging.getLogger("cellpair")
 
-# Finer than any light microscope sees, and so coarse that a nucleus is four pixels wide.
-_USABLE_MPP = (0.05, 2.0)
 # On a GPU so many groups are one task: the next is decoded while the network runs.
 _GPU_GROUPS_A_TASK = 8
 
@@ -172,8 +170,7 @@ def plan_slide(
     """The windows of a slide and what tasks on it need. Raises BadInput as `segment`."""
     network = load_model(config.model, device)
     with open_slide(slide_path, mpp=mpp) as slide:
-        slide.require_rgb()
-        _check_pixel_size(slide)
+        require_usable(slide)
         width, height = (math.ceil(n * slide.mpp / network.mpp) for n in slide.size_px)
         tissue = tissue_mask(slide)
         grid = WindowGrid.over((width, height), network.mpp, network.window_px, network.overlap_px)
@@ -188,21 +185,11 @@ def plan_slide(
         )  # fmt: skip
 
 
-def _check_pixel_size(slide: Slide) -> None:
-    low, high = _USABLE_MPP
-    if not low <= slide.mpp <= high:
-        raise BadInput(
-            slide.path,
-            expected=f"a slide of {low:g} to {high:g} µm a pixel: a nucleus is some 8 µm wide",
-            found=f"{slide.mpp:g} µm a pixel",
-            remedy="give its true pixel size in µm: `mpp = …` of the run in the config, or --mpp",
-        )
-
-
 def _run(plan: Plan, blocks: list[Block], maps: Maps) -> str:
     """Run what is missing of windows and blocks; returns on which kind of device."""
     (device,) = maps.on_gpu(partial(_device_of, plan.model), Tasks([plan.device], "networks"))
-    ran = {g: f for g in plan.grid.groups() if (f := read_group_facts(plan.kept, g)) is not None}
+    groups = plan.grid.groups()
+    ran = {g: f for g in groups if (f := read_group_facts(plan.kept, g)) is not None}
     foreign = {group for group, facts in ran.items() if facts.device != device}
     if foreign:
         # What another kind of device found is not quite what this one finds.
@@ -217,12 +204,12 @@ def _run(plan: Plan, blocks: list[Block], maps: Maps) -> str:
     done = {group for group in ran if has_outputs(plan.kept, group)}
     for group in done - wanted:  # left by a process that was killed
         remove_outputs(plan.kept, group)
-    missing = [group for group in plan.grid.groups() if group in wanted - done]
+    missing = [group for group in groups if group in wanted - done]
     side = _GPU_GROUPS_A_TASK if device.startswith("cuda") else 1
     tasks = [tuple(missing[i : i + side]) for i in range(0, len(missing), side)]
     made = iter(maps.on_gpu(partial(run_windows, plan), Tasks(tasks, "groups of windows")))
     # Any worker takes them, on its GPU if it has one: what they find is the same.
-    n_waiting = Counter(group for groups in needed.values() for group in groups)
+    n_waiting = Counter(group for of_block in needed.values() for group in of_block)
     for block in maps(partial(segment_block, plan), _Ready(needed, done, made, device)):
         n_waiting.subtract(needed[block])
         for group in needed[block]:
@@ -291,7 +278,7 @@ def write_nuclei(
     write_atomically(out / FACTS_FILE, facts.model_dump_json(indent=1).encode())
     return {
         "n_nuclei": facts.n_nuclei,
-        "weights_sha256": weights_digest(config.model),
+        "weights_sha256": facts.weights_sha256,
         # GPUs are not bit-stable, so that it belongs to what was found.
         "devices": [facts.device],
         "n_damaged_places": len(facts.damage),

@@ -25,7 +25,7 @@ from shards.schema import Record
 
 # Flow y, flow x (both times five, as Cellpose's networks give them), logit, haematoxylin.
 N_CHANNELS = 4
-Output = npt.NDArray[np.float16]  # (windows, N_CHANNELS, Y, X)
+Output = npt.NDArray[np.float16]  # (N_CHANNELS, Y, X), or of several windows, stacked
 # Windows are decoded and stored in squares of about this size: each tile of the file is decoded
 # little more than once, and a square of pixels is some ten megabytes.
 _GROUP_PX = 2048
@@ -106,11 +106,9 @@ class WindowGrid:
 
     def groups_of(self, box: Box) -> set[Group]:
         """The groups of all shown windows that share a pixel with a box."""
-        return {self.group_of(window) for window in self.touching(box)}
-
-    def group_of(self, window: tuple[int, int]) -> Group:
-        """The group that a shown window belongs to."""
-        return self.group(window[0] // self.group_side, window[1] // self.group_side)
+        side = self.group_side
+        places = {(row // side, column // side) for row, column in self.touching(box)}
+        return {self.group(*place) for place in places}
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +145,7 @@ class Predictor(Protocol):
     def device(self) -> str: ...
 
     def predict(self, rgb_BYXC: Rgb, normalisation: Normalisation) -> Output:
-        """Pictures at the network's pixel size to flows y and x, times five, and logits: 3 of 4
-        channels."""
+        """Windows at the network's pixel size to the first 3 channels of their outputs."""
 
 
 class GroupFacts(Record):
@@ -251,14 +248,11 @@ class Field:
 
 def read_field(kept: Path, grid: WindowGrid, box: Box) -> Field:
     """The network's stored outputs over a box; as `blended`."""
-
-    def stored(window: tuple[int, int]) -> Output:
-        group = grid.group_of(window)
-        outputs: Output = np.load(_outputs_path(kept, group), mmap_mode="r", allow_pickle=False)
-        output: Output = outputs[group.windows.index(window)]
-        return output
-
-    return blended(grid, box, stored)
+    output_of: dict[tuple[int, int], Output] = {}
+    for group in grid.groups_of(box):
+        outputs = np.load(_outputs_path(kept, group), mmap_mode="r", allow_pickle=False)
+        output_of.update(zip(group.windows, outputs, strict=True))
+    return blended(grid, box, output_of.__getitem__)
 
 
 def blended(grid: WindowGrid, box: Box, output_of: Callable[[tuple[int, int]], Output]) -> Field:

@@ -118,6 +118,7 @@ def test_an_output_below_a_file_is_bad_input(
 def cellpair(*args: Path | str, **options: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "flows.cli", *map(str, args)]
     # The options of Popen are too many to be typed here again.
+    # Of options that it can't know mypy can't choose Popen's overload.
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload,no-any-return]
 
 
@@ -223,6 +224,31 @@ with stopping_on_signals(within_s=600):
     assert done.returncode == 3
     assert "Traceback" not in done.stderr
     assert "run the same command again to go on" in done.stderr
+
+
+def test_a_signal_after_the_work_is_done_takes_nothing_back(simulated: Path) -> None:
+    # Python's own end holds on, as that of a library may.
+    script = """
+import atexit, sys, time
+from flows.cli import main
+
+def hold_on():
+    print("ending", flush=True)
+    time.sleep(600)
+
+atexit.register(hold_on)
+sys.exit(main())
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script, "info", simulated / "he.ome.tif"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        while process.stdout.readline() != "ending\n":
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate()
+    assert (process.returncode, told) == (0, "")
 
 
 def test_a_signal_that_it_was_started_to_ignore_stays_ignored(simulated: Path) -> None:

@@ -24,6 +24,7 @@ from scipy import ndimage
 from skimage.measure import label
 
 from flows.cluster import Runtime
+from flows.info import describe_path
 from flows.segment import segment_slide
 from pairing.simulate.tile import labelled_tile
 from pairing.slide import open_slide
@@ -384,6 +385,8 @@ def test_a_finished_folder_is_neither_made_again_nor_given_to_another_slide(tmp_
     out = tmp_path / "out"
     n_nuclei = how(pictures[0], out, labels=False)
     made = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
+    told = describe_path(out)
+    assert (told["kind"], told["n_nuclei"], told["slide_mpp"]) == ("nuclei", n_nuclei, 0.5)
     assert how(pictures[0], out, labels=True) == n_nuclei
     assert {p: p.stat().st_mtime_ns for p in made} == made
     assert np.array_equal(
