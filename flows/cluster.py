@@ -80,6 +80,7 @@ class BlockMap:
         self._runtime = runtime
         self._stack = ExitStack()
         self._client: Client | None = None
+        self._gpus: list[str] = []
 
     def __enter__(self) -> Self:
         return self
@@ -110,9 +111,9 @@ class BlockMap:
 
         client = self._started()
         there = client.scheduler_info(n_workers=-1)["workers"].values()
-        offered = any("GPU" in w.get("resources", {}) for w in there)
+        # Local workers may still be starting, the one with the GPU too; others come and go.
+        offered = bool(self._gpus) or any("GPU" in w.get("resources", {}) for w in there)
         resources = {"GPU": 1} if gpu and offered else None
-        # Local workers may still be starting; others come and go.
         n_workers = self._runtime.workers if self._runtime.scheduler is None else len(there)
         waiting = iter(items)
         limit = _IN_FLIGHT_PER_WORKER * max(1, n_workers)
@@ -183,9 +184,10 @@ class BlockMap:
                 dashboard_address="127.0.0.1:0",
             )
             self._stack.callback(_close, cluster)
-            gpus = _gpus() if self._runtime.device != "cpu" else []
-            if gpus:
-                _give_gpus(cluster, gpus[:n])
+            if self._runtime.device != "cpu":
+                self._gpus = _gpus()[:n]
+            if self._gpus:
+                _give_gpus(cluster, self._gpus)
             cluster.scale(n)
             client: Client = self._stack.enter_context(Client(cluster.scheduler_address))
             client.wait_for_workers(1, timeout=_START_S)

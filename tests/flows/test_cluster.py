@@ -11,6 +11,7 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
+import dask
 import psutil
 import pytest
 
@@ -150,15 +151,18 @@ def seen_gpus(item: int) -> tuple[str | None, dict[str, float]]:
     return os.environ.get("CUDA_VISIBLE_DEVICES"), dict(get_worker().state.total_resources)
 
 
-def test_a_gpu_is_offered_by_one_worker_and_unseen_by_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a machine that lists one GPU, as far as the driver's own tool tells."""
+@pytest.fixture
+def one_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that lists one GPU, as far as the driver's own tool tells."""
     listing = tmp_path / "nvidia-smi"
     listing.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA Something (UUID: GPU-0)'\n")
     listing.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+@pytest.mark.usefixtures("one_gpu")
+def test_a_gpu_is_offered_by_one_worker_and_unseen_by_the_others() -> None:
     with BlockMap(Runtime(workers=2, device="auto")) as blocks:
         on_gpu = list(blocks.on_gpu(seen_gpus, range(4)))
         anywhere = list(blocks(seen_gpus, range(6)))
@@ -167,3 +171,17 @@ def test_a_gpu_is_offered_by_one_worker_and_unseen_by_the_others(
     assert set(map(str, anywhere)) <= {str(("0", {"GPU": 1})), str(("", {}))}
     with BlockMap(Runtime(workers=2, device="cpu")) as blocks:
         assert {resources == {} for _, resources in blocks.on_gpu(seen_gpus, range(4))} == {True}
+
+
+@pytest.mark.usefixtures("one_gpu")
+def test_blocks_for_a_gpu_wait_for_a_worker_that_starts_late(tmp_path: Path) -> None:
+    late = tmp_path / "late.py"
+    late.write_text(
+        "import os, time\nif os.environ.get('CUDA_VISIBLE_DEVICES') == '0':\n    time.sleep(5)\n"
+    )
+    with (
+        dask.config.set({"distributed.worker.preload": [str(late)]}),
+        BlockMap(Runtime(workers=2, device="auto")) as blocks,
+    ):
+        on_gpu = list(blocks.on_gpu(seen_gpus, range(4)))
+    assert on_gpu == [("0", {"GPU": 1})] * 4
