@@ -56,6 +56,11 @@ class ModelConfig(Record):
     dropout: float = Field(ge=0, lt=1)  # of the gene MLP and of both projections
     embed_dim: int = Field(ge=1)
 
+    @property
+    def neighbors_k(self) -> int | None:
+        """Neighbours that a sample is read with; None: without."""
+        return self.graph.neighbors if self.graph is not None else None
+
     @model_validator(mode="after")
     def _knows_its_encoder(self) -> ModelConfig:
         if (self.genes == "rank") != (self.rank is not None):
@@ -133,7 +138,6 @@ class BlockConfig(Record):
 
     pieces: int = Field(ge=1)  # of different shards, mixed with each other
     piece_samples: int = Field(ge=1)  # one after the other in a shard: one read
-    cache_bytes: int = Field(ge=1)  # of each process that reads
 
 
 class DataLoadingConfig(Record):
@@ -145,6 +149,7 @@ class DataLoadingConfig(Record):
     loader: Literal["ring", "torch"]  # torch: a plain DataLoader, slower, to compare with
     reading: Literal["global", "block"]  # block: for network file systems
     block: BlockConfig
+    cache_bytes: int = Field(ge=1)  # of each process that reads blocks
     balanced: bool  # each batch holds each run in its share, not only on average
     cap: dict[Literal["run", "donor", "tissue"], Annotated[int, Field(ge=1)]]  # samples of each
     weight: dict[Literal["run", "donor", "tissue"], dict[str, Annotated[int, Field(ge=0)]]]

@@ -1,6 +1,7 @@
 """Contrastive pretraining on patches and counts: one loop, read from top to bottom.
 
-    python -m trainer.train CONFIG.toml [--resume]
+    python -m trainer.train CONFIG.toml [--resume | --init-from CHECKPOINT] [--profile STEPS]
+    torchrun --nproc-per-node 8 -m trainer.train CONFIG.toml --resume
 
 Everything random in a step follows from the seed and the number of the step, and the data from
 the cursor, so a checkpoint is parameters, optimiser and two integers, and a resumed run goes on
@@ -10,299 +11,225 @@ exactly.
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import signal
 import sys
-import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import IO
 
-import numpy as np
 import torch
-from torch.utils.tensorboard import SummaryWriter
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from shards.errors import BadInput, BadInputs
-from shards.stream import Indices, Order, read_stream
-from trainer.augment import drawn_views, restained, step_generator, thinned, views
+from shards.lock import hold
+from shards.mix import Mix
+from shards.order import share_of
+from shards.stream import read_stream
+from trainer.augment import augmented, draws, masked_genes, step_generator, thinned
+from trainer.caching import Embedded, backward_in_chunks
 from trainer.checkpoint import (
+    CheckpointWriter,
+    TrainState,
+    best_checkpoint,
     check_resumable,
     checkpoints,
     read_meta,
-    read_model_state,
-    read_optimizer_state,
-    write_checkpoint,
+    read_part,
 )
 from trainer.config import OptimConfig, TrainConfig, read_config
-from trainer.data import Loader, Vocabulary, dense_counts, expression
-from trainer.embed import chosen_device, embed, half_precision
-from trainer.loss import info_nce
+from trainer.data import Loader
+from trainer.distributed import start_world
+from trainer.embed import autocast, chosen_device, chosen_precision, gene_input, validated
+from trainer.faults import not_finite, too_many, write_down
+from trainer.inherit import inherit, inherited_vocabulary
+from trainer.metrics import Clock, Metrics, in_batch_r1, runs_in_batch
 from trainer.model import PairModel
-from trainer.retrieval import random_batches, retrieval_lines
+from trainer.vocabulary import Vocabulary
 
-METRICS_FILE = "metrics.csv"
-COLUMNS = (
-    "step",
-    "samples",
-    "epoch",
-    "loss",
-    "lr",
-    "temperature",
-    "grad_norm",
-    "r1_image_to_genes",
-    "r1_genes_to_image",
-    "val_r5_image_to_genes",
-    "val_r5_genes_to_image",
-    "samples_per_s",
-)
 VALIDATION_BATCH = 64
-_STANDARDISE_ON = 4096  # cells from which each gene's mean and spread are taken
+_FIT_ON = 4096  # cells from which each gene's mean and spread are taken
 
 
 def train(
-    config: TrainConfig, *, resume: bool = False, stop: Callable[[], bool] = lambda: False
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    init_from: Path | None = None,
+    profile_steps: int | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> bool:
     """Train until `optim.steps`, or until `stop` says so at a step's end; True when done.
 
     Under `run.out`: `config.json`, `metrics.csv`, `tensorboard/` and `checkpoints/step-NNNNNN/`.
+    With `profile_steps` it ends after so many steps and prints where their time went.
     """
-    # --- data
-    stream = read_stream(config.data, "train")
-    vocabulary = Vocabulary.union(stream.panels)
-    loader = Loader(stream, vocabulary)
-    order = Order(len(stream), config.run.seed, stream.fingerprint)
-    validation = _validation_loader(config, vocabulary)
-    fov_um = loader.shown_um(config.model.fov_um)
-    # A model goes on to see what it was trained on, whatever patches it meets later.
-    config = config.model_copy(update={"model": config.model.model_copy(update={"fov_um": fov_um})})
+    with ExitStack() as stack:
+        world = stack.enter_context(start_world(chosen_device(config.run.device)))
+        device = world.device
+        if world.rank == 0:
+            stack.enter_context(hold(config.run.out / ".lock", f"training in {config.run.out}"))
+        world.any(False)  # nobody goes on before the folder is ours
 
-    # --- model
-    device = chosen_device(config.run.device)
-    torch.manual_seed(config.run.seed)
-    model = PairModel(len(vocabulary.genes), config.model, config.loss)
-    optimizer = torch.optim.AdamW(
-        [
-            {
-                "params": [p for p in model.parameters() if p.ndim >= 2],
-                "weight_decay": config.optim.weight_decay,
-            },
-            # Biases, norms and the temperature are not pulled to zero.
-            {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
-        ],
-        lr=config.optim.lr,
-        betas=config.optim.betas,
-    )
-
-    # --- resume, or start
-    folder = config.run.out / "checkpoints"
-    found = checkpoints(folder)
-    if found and not resume:
-        raise BadInput(
-            config.run.out,
-            expected="a folder without checkpoints",
-            found=found[-1].name,
-            remedy="go on with --resume, or choose another run.out",
+        # --- data
+        loading = config.data_loading
+        mix = Mix(cap=loading.cap, weight=loading.weight)
+        stream = read_stream(config.data, "train", mix, verify=loading.verify)
+        known = inherited_vocabulary(init_from) if init_from else ()
+        vocabulary = Vocabulary.union(stream.panels, known)
+        loader = Loader(stream, vocabulary, neighbors_k=config.model.neighbors_k)
+        order = stream.order(
+            config.run.seed,
+            reading=loading.reading,
+            balanced=loading.balanced,
+            pieces=loading.block.pieces,
+            piece_samples=loading.block.piece_samples,
         )
-    if found:
-        meta = read_meta(found[-1])
-        check_resumable(found[-1], meta, config, stream.fingerprint)
-        step, cursor = meta.step, meta.cursor
-        model.load_state_dict(read_model_state(found[-1]))
-        model.to(device)
-        optimizer.load_state_dict(read_optimizer_state(found[-1]))
-    else:
-        step, cursor = 0, 0
-        if config.model.image_weights is not None:
-            model.image.load(config.model.image_weights)
-        _standardise(model, loader, order.indices(range(min(_STANDARDISE_ON, len(stream)))))
-        model.to(device)
-    config.run.out.mkdir(parents=True, exist_ok=True)
-    (config.run.out / "config.json").write_text(config.model_dump_json(indent=1))
-    print(
-        f"{len(stream)} pairs, {len(vocabulary.genes)} genes, {device}; "
-        f"steps {step} to {config.optim.steps}",
-        flush=True,
-    )
+        validation = _validation_loader(config, vocabulary)
+        fov_um = loader.shown_um(config.model.fov_um)
+        # A model goes on to see what it was trained on, whatever patches it meets later; and a
+        # length in epochs is one in steps from here on.
+        optim = in_steps(config.optim, -(-len(stream) // loading.batch_size))
+        shown = config.model.model_copy(update={"fov_um": fov_um})
+        config = config.model_copy(update={"model": shown, "optim": optim})
 
-    if step >= config.optim.steps:
-        return True
+        # --- model
+        torch.manual_seed(config.run.seed)
+        model = PairModel(vocabulary, config.model, config.loss)
+        optimizer = torch.optim.AdamW(model.parameter_groups(optim), lr=optim.lr, betas=optim.betas)
+        precision = chosen_precision(optim.precision, device)
+        scaler = torch.amp.GradScaler(device.type, enabled=precision is torch.float16)
 
-    # --- the loop
-    measured_PG = loader.measured_PG.to(device)
-    stopped = False
-    batches = loader.training(
-        order, cursor, config.data_loading.batch_size, config.data_loading.threads
-    )
-    with (
-        SummaryWriter(str(config.run.out / "tensorboard"), purge_step=step + 1) as board,
-        _open_metrics(config.run.out / METRICS_FILE, step) as metrics_file,
-    ):
-        metrics = csv.DictWriter(metrics_file, COLUMNS, restval="")
-        model.train()
-        timed_from, timed_samples = time.monotonic(), 0
-        while step < config.optim.steps and not stopped:
-            # What is random is drawn on the CPU, from the seed and the step alone.
-            generator = step_generator(config.run.seed, step)
-            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))  # dropout
-            batch = next(batches)
-            n = len(batch.weight_B)
-            view_B23 = drawn_views(
-                n, config.data_loading, generator, patch_um=loader.fov_um, fov_um=fov_um
+        # --- resume, or start
+        folder = config.run.out / "checkpoints"
+        found = checkpoints(folder)
+        if found and not resume:
+            raise BadInput(
+                config.run.out,
+                expected="a folder without checkpoints",
+                found=found[-1].name,
+                remedy="go on with --resume, or choose another run.out",
             )
-            batch = thinned(batch, config.data_loading.keep_counts, generator).to(device)
+        step, cursor, n_bad = 0, 0, 0
+        if found:
+            meta = read_meta(found[-1])
+            check_resumable(found[-1], meta, config, stream.fingerprint)
+            step, cursor, n_bad = meta.step, meta.cursor, meta.n_bad_samples
+            model.load_state_dict(read_part(found[-1], "model"))
+        else:
+            if config.model.image_weights is not None:
+                model.image.load(config.model.image_weights)
+            model.fit(*loader.sample(order.batch(range(min(_FIT_ON, len(stream))))))
+            if init_from is not None:
+                inherit(model, init_from)
+        model.to(device)
+        world.broadcast(model)
+        ema = None
+        if optim.ema is not None:
+            ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(optim.ema))
+        kept = {"model": model, "optimizer": optimizer, "scaler": scaler}
+        kept |= {"ema": ema} if ema is not None else {}
+        if found:
+            for name in kept.keys() - {"model"}:
+                kept[name].load_state_dict(read_part(found[-1], name))
+        if config.run.checkpoint_activations:
+            model.image.checkpoint_activations()
+        if config.run.compile:
+            model.image.compile()
+            model.gene.compile()
+        if world.rank == 0:
+            config.run.out.mkdir(parents=True, exist_ok=True)
+            (config.run.out / "config.json").write_text(config.model_dump_json(indent=1))
+            print(
+                f"{len(stream)} pairs of {len(stream.runs)} runs, {len(vocabulary.genes)} genes, "
+                f"{world.size} x {device}; steps {step} to {optim.steps}",
+                flush=True,
+            )
+        last_step = optim.n_steps if profile_steps is None else step + profile_steps
+        if step >= last_step:
+            return True
 
-            image_BCHW = views(batch.image_BHWC, view_B23, config.model.image_px)
-            if loader.image == "he":
-                image_BCHW = restained(image_BCHW, config.data_loading, generator)
-            counts_BG = dense_counts(batch, len(vocabulary.genes))
-            with half_precision(device):
-                z_image_BD = model.embed_image(image_BCHW)
-                z_gene_BD = model.embed_counts(counts_BG, measured_PG[batch.panel_B].float())
-            loss = info_nce(z_image_BD, z_gene_BD, model.temperature, batch.weight_B)
-
-            lr = learning_rate(step, config.optim)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.grad_clip)
-            if not math.isfinite(loss.item() * grad_norm.item()):
-                raise BadInput(
-                    f"step {step}, samples {stream.keys(batch.index_B.tolist()[:3])} …",
-                    expected="a finite loss and gradient",
-                    found=f"loss {loss.item()}, gradient norm {grad_norm.item()}",
-                    remedy="lower optim.lr and start a new run with another run.out",
+        # --- the loop
+        clock = Clock(profile_steps is not None, device)
+        metrics = Metrics(config.run.out, step) if world.rank == 0 else None
+        writer = stack.enter_context(CheckpointWriter(folder, config.run.keep_checkpoints))
+        batches = loader.training(order, cursor, loading, world.rank, world.size)
+        stack.callback(batches.close)
+        model.train()
+        saved_step, best_val_r5, stopped = step, _best_val_r5(folder), False
+        try:
+            while step < last_step and not stopped:
+                batch = next(batches)
+                clock.add("waiting for data", batch.waited_s)
+                with clock.part("copying to the device"):
+                    chunks = [chunk.to(device) for chunk in batch.chunks]
+                weight_B = torch.cat([chunk.weight_B for chunk in chunks])
+                faults = [fault for chunk in chunks for fault in chunk.faults]
+                write_down(config.run.out, world.rank, step, stream, faults)
+                # One exchange: all ranks stop, and refuse, at the same step.
+                told = torch.tensor(
+                    [weight_B.sum().item(), len(faults), stop()], dtype=torch.float64, device=device
                 )
-            optimizer.step()
-            step, cursor, timed_samples = step + 1, cursor + n, timed_samples + n
+                n_weighed, n_faults, n_stopping = world.total(told).tolist()
+                n_bad, stopped = n_bad + int(n_faults), n_stopping > 0
+                if n_bad > loading.max_bad_samples:
+                    raise too_many(config.run.out, n_bad, loading.max_bad_samples, faults)
 
-            # What is told, kept and checked.
-            last = step == config.optim.steps
-            row: dict[str, float] = {}
-            every = config.run.validate_every
-            if validation is not None and every is not None and (last or step % every == 0):
-                row |= _validated(model, validation, config, device)
-            if last or row or step % config.run.log_every == 0:
-                seconds = time.monotonic() - timed_from
-                row |= {
-                    "step": step,
-                    "samples": cursor,
-                    "epoch": cursor / len(stream),
-                    "loss": loss.item(),
-                    "lr": lr,
-                    "temperature": model.temperature.item(),
-                    "grad_norm": grad_norm.item(),
-                    **_in_batch_r1(z_image_BD, z_gene_BD),
-                    "samples_per_s": timed_samples / seconds,
-                }
-                timed_from, timed_samples = time.monotonic(), 0
-                metrics.writerow(row)
-                metrics_file.flush()
-                for name, value in row.items():
-                    board.add_scalar(name, value, step)
-                print(", ".join(f"{c} {row[c]:.4g}" for c in COLUMNS if c in row), flush=True)
-            stopped = stop()
-            if last or stopped or step % config.run.checkpoint_every == 0:
-                write_checkpoint(
-                    folder,
-                    step=step,
-                    cursor=cursor,
-                    stream=stream.fingerprint,
-                    model=model,
-                    optimizer=optimizer,
-                    config=config,
-                    vocabulary=vocabulary,
-                    keep=config.run.keep_checkpoints,
-                )
-    return step >= config.optim.steps
+                # What is random is drawn on the CPU, from the seed and the step, for all ranks.
+                drawn = draws(len(batch.positions), loading, config.run.seed, step)
+                own = share_of(range(len(batch.positions)), world.rank, world.size)
+                drawn = drawn.rows(own.start, len(weight_B))
+                starts = [0, *torch.tensor([len(c.weight_B) for c in chunks]).cumsum(0).tolist()]
 
+                def embed(i: int) -> Embedded:
+                    chunk, generator = chunks[i], step_generator(config.run.seed, step, own.start, i)
+                    torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))  # dropout
+                    with clock.part("augmentation"):
+                        image_BCHW = augmented(
+                            chunk.image_BHWC,
+                            drawn.rows(starts[i], starts[i + 1]),
+                            patch_um=loader.fov_um,
+                            fov_um=fov_um,
+                            size_px=config.model.image_px,
+                            stained=loader.image == "he",
+                        )
+                        chunk = thinned(chunk, loading.keep_counts, generator)
+                        genes = gene_input(chunk, loader, device)
+                        masked_BG = masked_genes(
+                            genes.measured_BG, config.loss.masked_share, generator
+                        )
+                    with clock.part("towers, forward"), autocast(device, precision):
+                        out = model(image_BCHW, genes, masked_BG)
+                    added = model.added_loss(out, chunk.weight_B) / n_weighed
+                    return Embedded(out.z_image_BD, out.z_gene_BD, added)
 
-def learning_rate(step: int, optim: OptimConfig) -> float:
-    """Of the update that `step` (from 0) makes: linear warm-up, then half a cosine to 0."""
-    if step < optim.warmup_steps:
-        return optim.lr * (step + 1) / optim.warmup_steps
-    done = (step - optim.warmup_steps) / (optim.steps - optim.warmup_steps)
-    return optim.lr * (1 + math.cos(math.pi * done)) / 2
-
-
-def _standardise(model: PairModel, loader: Loader, indices: Indices) -> None:
-    expression_SG, measured_SG = [], []
-    for some in np.array_split(indices, -(-len(indices) // 256)):
-        batch = loader.read(some)
-        expression_SG.append(expression(dense_counts(batch, len(loader.vocabulary.genes))))
-        measured_SG.append(loader.measured_PG[batch.panel_B].float())
-    model.gene.standardise(torch.cat(expression_SG), torch.cat(measured_SG))
-
-
-def _validation_loader(config: TrainConfig, vocabulary: Vocabulary) -> Loader | None:
-    if config.run.validate_every is None:
-        return None
-    stream = read_stream(config.data, "val")
-    if len(stream) < VALIDATION_BATCH:
-        raise BadInput(
-            "run.validate_every",
-            expected=f"at least {VALIDATION_BATCH} samples in the val split",
-            found=f"{len(stream)}",
-            remedy="assign a donor to val with [split] assign and curate again, or leave "
-            "run.validate_every out",
-        )
-    return Loader(stream, vocabulary)
-
-
-def _validated(
-    model: PairModel, loader: Loader, config: TrainConfig, device: torch.device
-) -> dict[str, float]:
-    z_image, z_gene = embed(model, loader, config, device)
-    batches = random_batches(len(z_image), VALIDATION_BATCH, seed=0)
-    lines = retrieval_lines("model", z_image, z_gene, batches)
-    return {f"val_r5_{line.direction}": line.r_at_5 for line in lines if line.scope == "batch"}
-
-
-def _in_batch_r1(z_image_BD: torch.Tensor, z_gene_BD: torch.Tensor) -> dict[str, float]:
-    similarity_BB = z_image_BD.detach() @ z_gene_BD.detach().T
-    own_B = torch.arange(len(similarity_BB), device=similarity_BB.device)
-    return {
-        "r1_image_to_genes": (similarity_BB.argmax(dim=1) == own_B).float().mean().item(),
-        "r1_genes_to_image": (similarity_BB.argmax(dim=0) == own_B).float().mean().item(),
-    }
-
-
-def _open_metrics(path: Path, step: int) -> IO[str]:
-    """The metrics file for appending, without the rows of steps that are done again."""
-    kept: list[dict[str, str]] = []
-    if step > 0 and path.exists():
-        with path.open(newline="") as f:
-            kept = [row for row in csv.DictReader(f) if int(row["step"]) <= step]
-    with path.open("w", newline="") as f:
-        writer = csv.DictWriter(f, COLUMNS)
-        writer.writeheader()
-        writer.writerows(kept)
-    return path.open("a", newline="")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """0 done; 2 bad input; 3 stopped by a signal after saving, to be resumed."""
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.train",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("config", type=Path, metavar="CONFIG.toml")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
-    options = parser.parse_args(arguments)
-    caught: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda n, _: caught.append(n))
-    try:
-        done = train(read_config(options.config), resume=options.resume, stop=lambda: bool(caught))
-    except (BadInput, BadInputs) as error:
-        print(error, file=sys.stderr)
-        return 2
-    if not done:
-        print("stopped by a signal; go on with --resume", file=sys.stderr)
-    return 0 if done else 3
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+                with clock.part("loss and backward"):
+                    sample_B = stream.sample_of(...)
+                    done = backward_in_chunks(
+                        len(chunks),
+                        embed,
+                        lambda z_image_BD, z_gene_BD: model.pair_loss(
+                            z_image_BD, z_gene_BD, weight_B, sample_B, world
+                        ),
+                        scaler.scale,
+                    )
+                with clock.part("gradients of all ranks"):
+                    world.sum_gradients(model.parameters())
+                with clock.part("optimiser"):
+                    scaler.unscale_(optimizer)
+                    grad_norm = torch.nn.utils.clip_grad_norm_(
+                        model.parameters(), optim.grad_clip or math.inf
+                    ).item()
+                    pair_loss, loss = world.total(torch.stack([done.pair_loss, done.loss])).tolist()
+                    # Half precision overflows now and then: its scaler skips such a step.
+                    if not math.isfinite(loss) or not (math.isfinite(grad_norm) or scaler.is_enabled()):
+                        raise not_finite(...)
+                    lr = learning_rate(step, optim)
+                    for group in optimizer.param_groups:
+                        group["lr"] = lr * group["lr_scale"]
+                    scaler.step(optimizer)
+                    scaler.update()
+                    optimizer.zero_grad(set_to_none=True)
+                    if ema is not None:
+                        ema.update_parameters(model)
+                step, cursor = step + 1, cursor + len(batch.positions)
