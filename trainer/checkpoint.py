@@ -154,12 +154,17 @@ def _step_of(checkpoint: Path) -> int:
 
 def best_checkpoint(folder: Path) -> Path | None:
     """The one that did best on validation, the newer of equals; None where none was validated."""
-    scored = [(read_record(c / META_FILE, CheckpointMeta).val_r5, c) for c in checkpoints(folder)]
-    best: tuple[float, Path] | None = None
-    for score, checkpoint in scored:
-        if score is not None and (best is None or score >= best[0]):
-            best = score, checkpoint
-    return best[1] if best else None
+    scored = [(val_r5, _step_of(c), c) for c in checkpoints(folder) if (val_r5 := _val_r5(c))]
+    return max(scored)[2] if scored else None
+
+
+def best_score(folder: Path) -> float:
+    """Of the best checkpoint; below any where none was validated."""
+    return max((_val_r5(c) or 0.0 for c in checkpoints(folder)), default=0.0)
+
+
+def _val_r5(checkpoint: Path) -> float | None:
+    return read_record(checkpoint / META_FILE, CheckpointMeta).val_r5
 
 
 def read_meta(checkpoint: Path) -> CheckpointMeta:

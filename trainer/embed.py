@@ -14,9 +14,10 @@ from trainer.config import Device, TrainConfig
 from trainer.data import Loader
 from trainer.genes import GeneInput
 from trainer.model import PairModel
-from trainer.retrieval import Embedding
+from trainer.retrieval import Embedding, random_batches, retrieval_lines
 from trainer.vocabulary import Vocabulary
 
+VALIDATION_BATCH = 64
 _BATCH_SIZE = 256
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -86,3 +87,14 @@ def embed(
             z_gene.append(model.embed_counts(gene_input(batch, places, neighbors_k)).cpu().numpy())
     model.train(was_training)
     return np.concatenate(z_image), np.concatenate(z_gene)
+
+
+def validated(
+    model: PairModel, loader: Loader, config: TrainConfig, device: torch.device
+) -> dict[str, float]:
+    """R@5 among 64 of both directions, and their mean, over all samples of the loader."""
+    z_image, z_gene = embed(model, loader, config, device)
+    batches = random_batches(len(z_image), VALIDATION_BATCH, seed=0)
+    lines = retrieval_lines("model", z_image, z_gene, batches)
+    r5 = {f"val_r5_{line.direction}": line.r_at_5 for line in lines if line.scope == "batch"}
+    return {"val_r5": sum(r5.values()) / len(r5), **r5}

@@ -13,6 +13,7 @@ from shards.artifact import write_atomically
 from shards.errors import BadInput
 from shards.stream import Indices, Stream
 from trainer.batch import Fault
+from trainer.caching import Passed
 
 BAD_SAMPLES_FOLDER: Final = "bad_samples"
 
@@ -31,7 +32,9 @@ def write_down(
         csv.writer(f).writerows(rows)
 
 
-def too_many(out: Path, n_bad: int, n_allowed: int, faults: Sequence[Fault]) -> BadInput:
+def too_many(
+    out: Path, n_bad: int, n_allowed: int, faults: Sequence[Fault]
+) -> BadInput:
     """The error that ends a run with more bad samples than its config allows."""
     first = faults[0].message if faults else "none of them read by this process"
     return BadInput(
@@ -48,27 +51,26 @@ def not_finite(
     step: int,
     stream: Stream,
     index_B: Indices,
-    z_B2D: torch.Tensor,
-    loss: float,
-    grad_norm: float,
+    passed: Passed,
+    found: str,
 ) -> BadInput:
     """The error for a loss or gradient that is not a number.
 
     The keys of this rank's batch go to `out/not_finite/step-NNNNNN-rank-N.csv`, with whether both
     embeddings of each are finite.
     """
-    finite_B = torch.isfinite(z_B2D).flatten(1).all(dim=1).tolist()
-    own = [(int(i), bool(ok)) for i, ok in zip(index_B, finite_B, strict=True) if i >= 0]
-    keys = stream.keys([i for i, _ in own])
+    z_B2D = torch.cat([passed.z_image_BD, passed.z_gene_BD], dim=1)
+    finite_B = torch.isfinite(z_B2D).all(dim=1).cpu().numpy()[index_B >= 0]
+    keys = stream.keys(index_B[index_B >= 0].tolist())
     path = out / "not_finite" / f"step-{step:06d}-rank-{rank}.csv"
-    lines = ["key,embeddings_finite", *(f"{k},{ok}" for k, (_, ok) in zip(keys, own, strict=True))]
-    write_atomically(path, "\n".join([*lines, ""]).encode())
-    guilty = [key for key, (_, ok) in zip(keys, own, strict=True) if not ok]
+    lines = [f"{key},{ok}" for key, ok in zip(keys, finite_B, strict=True)]
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, "\n".join(["key,embeddings_finite", *lines, ""]).encode())
     return BadInput(
         f"step {step}",
         expected="a finite loss and gradient",
-        found=f"loss {loss}, gradient norm {grad_norm}; {len(guilty)} of {len(own)} samples with "
-        f"embeddings that are not, all named in {path}",
-        remedy="the state before this step is saved: start a run with another run.out and a lower "
+        found=f"{found}; {int((~finite_B).sum())} of {len(keys)} samples with embeddings that are "
+        f"not, all named in {path}",
+        remedy="the state before this step is saved: begin a run with another run.out and a lower "
         "optim.lr from it with --init-from",
     )

@@ -12,8 +12,10 @@ from trainer.model import PairModel
 from trainer.vocabulary import VocabularyGene
 
 
-def inherited_vocabulary(checkpoint: Path) -> tuple[VocabularyGene, ...]:
-    """The genes that the checkpoint knows, its files proved: they come first in a new vocabulary."""
+def inherited_genes(checkpoint: Path | None) -> tuple[VocabularyGene, ...]:
+    """What the checkpoint knows, its files proved: it comes first in a new vocabulary."""
+    if checkpoint is None:
+        return ()
     read_meta(checkpoint)
     return read_vocabulary(checkpoint).genes
 

@@ -7,7 +7,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from types import TracebackType
+from typing import Final, Self
 
 import numpy as np
 import psutil
@@ -28,6 +29,7 @@ COLUMNS: Final = (
     "grad_norm",
     "r1_image_to_genes",
     "r1_genes_to_image",
+    "val_r5",
     "val_r5_image_to_genes",
     "val_r5_genes_to_image",
     "runs_per_batch",
@@ -80,7 +82,15 @@ class Metrics:
         print(", ".join(f"{c} {row[c]:.4g}" for c in COLUMNS if c in row), flush=True)
         self._restart()
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._board.close()
 
 

@@ -17,7 +17,9 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -31,7 +33,7 @@ from trainer.caching import Embedded, backward_in_chunks
 from trainer.checkpoint import (
     CheckpointWriter,
     TrainState,
-    best_checkpoint,
+    best_score,
     check_resumable,
     checkpoints,
     read_meta,
@@ -40,14 +42,20 @@ from trainer.checkpoint import (
 from trainer.config import OptimConfig, TrainConfig, read_config
 from trainer.data import Loader
 from trainer.distributed import start_world
-from trainer.embed import autocast, chosen_device, chosen_precision, gene_input, validated
+from trainer.embed import (
+    VALIDATION_BATCH,
+    autocast,
+    chosen_device,
+    chosen_precision,
+    gene_input,
+    validated,
+)
 from trainer.faults import not_finite, too_many, write_down
-from trainer.inherit import inherit, inherited_vocabulary
+from trainer.inherit import inherit, inherited_genes
 from trainer.metrics import Clock, Metrics, in_batch_r1, runs_in_batch
 from trainer.model import PairModel
 from trainer.vocabulary import Vocabulary
 
-VALIDATION_BATCH = 64
 _FIT_ON = 4096  # cells from which each gene's mean and spread are taken
 
 
@@ -66,8 +74,8 @@ def train(
     """
     with ExitStack() as stack:
         world = stack.enter_context(start_world(chosen_device(config.run.device)))
-        device = world.device
-        if world.rank == 0:
+        device, first = world.device, world.rank == 0
+        if first:
             stack.enter_context(hold(config.run.out / ".lock", f"training in {config.run.out}"))
         world.any(False)  # nobody goes on before the folder is ours
 
@@ -75,9 +83,9 @@ def train(
         loading = config.data_loading
         mix = Mix(cap=loading.cap, weight=loading.weight)
         stream = read_stream(config.data, "train", mix, verify=loading.verify)
-        known = inherited_vocabulary(init_from) if init_from else ()
-        vocabulary = Vocabulary.union(stream.panels, known)
+        vocabulary = Vocabulary.union(stream.panels, inherited_genes(init_from))
         loader = Loader(stream, vocabulary, neighbors_k=config.model.neighbors_k)
+        places = loader.places.to(device)
         order = stream.order(
             config.run.seed,
             reading=loading.reading,
@@ -85,11 +93,11 @@ def train(
             pieces=loading.block.pieces,
             piece_samples=loading.block.piece_samples,
         )
-        validation = _validation_loader(config, vocabulary)
+        validation = _validation_loader(config, vocabulary) if first else None
         fov_um = loader.shown_um(config.model.fov_um)
         # A model goes on to see what it was trained on, whatever patches it meets later; and a
         # length in epochs is one in steps from here on.
-        optim = in_steps(config.optim, -(-len(stream) // loading.batch_size))
+        optim, n_steps = in_steps(config.optim, -(-order.n // loading.batch_size))
         shown = config.model.model_copy(update={"fov_um": fov_um})
         config = config.model_copy(update={"model": shown, "optim": optim})
 
@@ -119,93 +127,109 @@ def train(
         else:
             if config.model.image_weights is not None:
                 model.image.load(config.model.image_weights)
-            model.fit(*loader.sample(order.batch(range(min(_FIT_ON, len(stream))))))
+            model.fit(*loader.sample(order.batch(range(min(_FIT_ON, order.n)))))
             if init_from is not None:
-                inherit(model, init_from)
+                inherit(model, len(vocabulary.genes), init_from)
         model.to(device)
         world.broadcast(model)
         ema = None
         if optim.ema is not None:
             ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(optim.ema))
-        kept = {"model": model, "optimizer": optimizer, "scaler": scaler}
-        kept |= {"ema": ema} if ema is not None else {}
-        if found:
-            for name in kept.keys() - {"model"}:
-                kept[name].load_state_dict(read_part(found[-1], name))
+        parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "scaler": scaler}
+        parts |= {"ema": ema} if ema is not None else {}
+        for name in parts.keys() - {"model"} if found else ():
+            parts[name].load_state_dict(read_part(found[-1], name))
         if config.run.checkpoint_activations:
             model.image.checkpoint_activations()
         if config.run.compile:
             model.image.compile()
             model.gene.compile()
-        if world.rank == 0:
-            config.run.out.mkdir(parents=True, exist_ok=True)
+        if first:
             (config.run.out / "config.json").write_text(config.model_dump_json(indent=1))
             print(
-                f"{len(stream)} pairs of {len(stream.runs)} runs, {len(vocabulary.genes)} genes, "
-                f"{world.size} x {device}; steps {step} to {optim.steps}",
+                f"{order.n} pairs of {len(stream.runs)} runs, {len(vocabulary.genes)} genes, "
+                f"{world.size} x {device}; steps {step} to {n_steps}",
                 flush=True,
             )
-        last_step = optim.n_steps if profile_steps is None else step + profile_steps
+        last_step = n_steps if profile_steps is None else min(n_steps, step + profile_steps)
         if step >= last_step:
             return True
 
         # --- the loop
         clock = Clock(profile_steps is not None, device)
-        metrics = Metrics(config.run.out, step) if world.rank == 0 else None
+        metrics = stack.enter_context(Metrics(config.run.out, step)) if first else None
         writer = stack.enter_context(CheckpointWriter(folder, config.run.keep_checkpoints))
         batches = loader.training(order, cursor, loading, world.rank, world.size)
         stack.callback(batches.close)
+        saved_step, best_val_r5, stopped = step, best_score(folder), False
+
+        def save(val_r5: float | None = None) -> None:
+            if first and profile_steps is None:
+                states = {name: part.state_dict() for name, part in parts.items()}
+                writer.save(
+                    TrainState(
+                        step, cursor, n_bad, stream.fingerprint, val_r5, states, config, vocabulary
+                    )
+                )
+
         model.train()
-        saved_step, best_val_r5, stopped = step, _best_val_r5(folder), False
         try:
             while step < last_step and not stopped:
                 batch = next(batches)
                 clock.add("waiting for data", batch.waited_s)
+                n_global = len(batch.positions)
                 with clock.part("copying to the device"):
                     chunks = [chunk.to(device) for chunk in batch.chunks]
                 weight_B = torch.cat([chunk.weight_B for chunk in chunks])
+                index_B = np.concatenate([chunk.index_B for chunk in chunks])
+                sample_B = torch.from_numpy(stream.sample_of(index_B)).to(device)
                 faults = [fault for chunk in chunks for fault in chunk.faults]
                 write_down(config.run.out, world.rank, step, stream, faults)
-                # One exchange: all ranks stop, and refuse, at the same step.
-                told = torch.tensor(
-                    [weight_B.sum().item(), len(faults), stop()], dtype=torch.float64, device=device
-                )
-                n_weighed, n_faults, n_stopping = world.total(told).tolist()
-                n_bad, stopped = n_bad + int(n_faults), n_stopping > 0
-                if n_bad > loading.max_bad_samples:
-                    raise too_many(config.run.out, n_bad, loading.max_bad_samples, faults)
+                # One exchange, so that all ranks refuse and stop at the same step.
+                told = torch.tensor([weight_B.sum().item(), len(faults), stop()])
+                n_weighed, n_faults, n_stopping = world.total(told.double()).tolist()
+                stopped = n_stopping > 0
+                if n_bad + n_faults > loading.max_bad_samples:
+                    n_found = n_bad + int(n_faults)
+                    raise too_many(config.run.out, n_found, loading.max_bad_samples, faults)
 
-                # What is random is drawn on the CPU, from the seed and the step, for all ranks.
-                drawn = draws(len(batch.positions), loading, config.run.seed, step)
-                own = share_of(range(len(batch.positions)), world.rank, world.size)
-                drawn = drawn.rows(own.start, len(weight_B))
-                starts = [0, *torch.tensor([len(c.weight_B) for c in chunks]).cumsum(0).tolist()]
+                # What happens to a sample is drawn for the batch of all ranks; these are ours.
+                own = share_of(range(n_global), world.rank, world.size)
+                drawn = draws(n_global, loading, config.run.seed, step)
+                drawn = drawn.rows(own.start, own.stop, len(weight_B))
+                ends = np.cumsum([len(chunk.weight_B) for chunk in chunks])
 
                 def embed(i: int) -> Embedded:
-                    chunk, generator = chunks[i], step_generator(config.run.seed, step, own.start, i)
-                    torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))  # dropout
+                    chunk, end = chunks[i], int(ends[i])
+                    rows = drawn.rows(end - len(chunk.weight_B), end)
+                    # By the place in the batch of all ranks, which no other chunk shares.
+                    part = own.start + end
+                    generator = step_generator(config.run.seed, step, part, device)
+                    torch.manual_seed(generator.initial_seed())  # dropout
                     with clock.part("augmentation"):
                         image_BCHW = augmented(
                             chunk.image_BHWC,
-                            drawn.rows(starts[i], starts[i + 1]),
+                            rows,
                             patch_um=loader.fov_um,
                             fov_um=fov_um,
                             size_px=config.model.image_px,
-                            stained=loader.image == "he",
+                            restain=loader.image == "he",
                         )
-                        chunk = thinned(chunk, loading.keep_counts, generator)
-                        genes = gene_input(chunk, loader, device)
-                        masked_BG = masked_genes(
-                            genes.measured_BG, config.loss.masked_share, generator
-                        )
+                        chunk = thinned(chunk, rows.keep_B, generator)
+                        genes = gene_input(chunk, places, config.model.neighbors_k)
+                        masked_BG = None
+                        if config.loss.masked_share:
+                            masked_BG = masked_genes(
+                                genes.measured_BG, config.loss.masked_share, generator
+                            )
                     with clock.part("towers, forward"), autocast(device, precision):
                         out = model(image_BCHW, genes, masked_BG)
-                    added = model.added_loss(out, chunk.weight_B) / n_weighed
+                    added_B = model.added_loss_of(out)
+                    added = None if added_B is None else added_B @ chunk.weight_B / n_weighed
                     return Embedded(out.z_image_BD, out.z_gene_BD, added)
 
                 with clock.part("loss and backward"):
-                    sample_B = stream.sample_of(...)
-                    done = backward_in_chunks(
+                    passed = backward_in_chunks(
                         len(chunks),
                         embed,
                         lambda z_image_BD, z_gene_BD: model.pair_loss(
@@ -215,15 +239,19 @@ def train(
                     )
                 with clock.part("gradients of all ranks"):
                     world.sum_gradients(model.parameters())
+                    losses = torch.stack([passed.loss, passed.loss + passed.added])
+                    pair_loss, loss = world.total(losses).tolist()
                 with clock.part("optimiser"):
                     scaler.unscale_(optimizer)
                     grad_norm = torch.nn.utils.clip_grad_norm_(
                         model.parameters(), optim.grad_clip or math.inf
                     ).item()
-                    pair_loss, loss = world.total(torch.stack([done.pair_loss, done.loss])).tolist()
-                    # Half precision overflows now and then: its scaler skips such a step.
-                    if not math.isfinite(loss) or not (math.isfinite(grad_norm) or scaler.is_enabled()):
-                        raise not_finite(...)
+                    # Gradients that overflow in float16 are its scaler's, which skips their step.
+                    if not math.isfinite(loss if scaler.is_enabled() else loss * grad_norm):
+                        found_in = f"loss {loss}, gradient norm {grad_norm}"
+                        raise not_finite(
+                            config.run.out, world.rank, step, stream, index_B, passed, found_in
+                        )
                     lr = learning_rate(step, optim)
                     for group in optimizer.param_groups:
                         group["lr"] = lr * group["lr_scale"]
@@ -232,4 +260,132 @@ def train(
                     optimizer.zero_grad(set_to_none=True)
                     if ema is not None:
                         ema.update_parameters(model)
-                step, cursor = step + 1, cursor + len(batch.positions)
+                step, cursor, n_bad = step + 1, cursor + n_global, n_bad + int(n_faults)
+
+                # What is told, kept and checked.
+                last, row = step == n_steps, dict[str, float]()
+                every = config.run.validate_every
+                if validation is not None and every is not None and (last or step % every == 0):
+                    used = model if ema is None else ema.module
+                    row |= validated(used, validation, config, device)
+                if metrics is not None:
+                    metrics.count(n_global, batch.waited_s)
+                    if last or row or step % config.run.log_every == 0:
+                        row = {
+                            "step": step,
+                            "samples": cursor,
+                            "epoch": cursor / order.n,
+                            "loss": loss,
+                            "pair_loss": pair_loss,
+                            "lr": lr,
+                            "temperature": model.pair_loss.temperature.item(),
+                            "grad_norm": grad_norm,
+                            "bad_samples": n_bad,
+                            **in_batch_r1(passed.z_image_BD, passed.z_gene_BD, weight_B),
+                            **runs_in_batch(stream, order.batch(batch.positions)),
+                            **row,
+                        }
+                        metrics.tell(row, device)
+                val_r5 = row.get("val_r5")
+                better = val_r5 is not None and val_r5 > best_val_r5
+                if last or stopped or better or step % config.run.checkpoint_every == 0:
+                    save(val_r5)
+                    saved_step, best_val_r5 = step, max(best_val_r5, val_r5 or 0.0)
+        except (BadInput, RuntimeError):
+            # Of data, of numbers or of another rank; what this one has is that of the last step.
+            if step > saved_step:
+                save()
+            raise
+        clock.tell(step)
+    return step >= n_steps
+
+
+def in_steps(optim: OptimConfig, steps_per_epoch: int) -> tuple[OptimConfig, int]:
+    """The config with its lengths in steps, and how many it runs."""
+    n_steps = optim.steps
+    if n_steps is None:
+        assert optim.epochs is not None
+        n_steps = max(1, round(optim.epochs * steps_per_epoch))
+    warmup_steps = optim.warmup_steps
+    if warmup_steps is None:
+        assert optim.warmup_epochs is not None
+        warmup_steps = round(optim.warmup_epochs * steps_per_epoch)
+    if warmup_steps >= n_steps:
+        raise BadInput(
+            "optim",
+            expected="a warm-up shorter than the run",
+            found=f"{warmup_steps} steps of {n_steps}, at {steps_per_epoch} steps an epoch",
+            remedy="give optim.warmup_steps or optim.epochs that fit the data",
+        )
+    lengths = {
+        "steps": n_steps, "epochs": None, "warmup_steps": warmup_steps, "warmup_epochs": None,
+    }  # fmt: skip
+    return optim.model_copy(update=lengths), n_steps
+
+
+def learning_rate(step: int, optim: OptimConfig) -> float:
+    """Of the update that `step` (from 0) makes: linear warm-up, then half a cosine to `lr_min`."""
+    assert optim.steps is not None and optim.warmup_steps is not None
+    if step < optim.warmup_steps:
+        return optim.lr * (step + 1) / optim.warmup_steps
+    done = (step - optim.warmup_steps) / (optim.steps - optim.warmup_steps)
+    return optim.lr_min + (optim.lr - optim.lr_min) * (1 + math.cos(math.pi * done)) / 2
+
+
+def _validation_loader(config: TrainConfig, vocabulary: Vocabulary) -> Loader | None:
+    if config.run.validate_every is None:
+        return None
+    stream = read_stream(config.data, "val")
+    if len(stream) < VALIDATION_BATCH:
+        raise BadInput(
+            "run.validate_every",
+            expected=f"at least {VALIDATION_BATCH} samples in the val split",
+            found=f"{len(stream)}",
+            remedy="assign a donor to val with [split] assign and curate again, or leave "
+            "run.validate_every out",
+        )
+    return Loader(stream, vocabulary, neighbors_k=config.model.neighbors_k)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 done; 1 a step or a checkpoint failed; 2 bad input; 3 stopped by a signal after saving."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", type=Path, metavar="CONFIG.toml")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    how.add_argument(
+        "--init-from", type=Path, metavar="CHECKPOINT", help="start anew with its weights alone"
+    )
+    parser.add_argument(
+        "--profile", type=int, metavar="STEPS", help="end after so many, tell where time went"
+    )
+    options = parser.parse_args(arguments)
+    caught: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, lambda n, _: caught.append(n))
+    try:
+        done = train(
+            read_config(options.config),
+            resume=options.resume,
+            init_from=options.init_from,
+            profile_steps=options.profile,
+            stop=lambda: bool(caught),
+        )
+    except (BadInput, BadInputs) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{error}; what was saved before is whole: go on with --resume", file=sys.stderr)
+        return 1
+    if not done and caught:
+        print("stopped by a signal; go on with --resume", file=sys.stderr)
+        return 3
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
