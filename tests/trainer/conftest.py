@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,6 +39,15 @@ keep_checkpoints = 2
 """
 
 TinyConfig = Callable[..., TrainConfig]
+
+# A network without batch statistics, whose result does not depend on how a batch is cut.
+PLAIN = {"image": "test_vit", "image_px": 32, "dropout": 0.0}
+
+
+def changed(config: TrainConfig, section: str, **values: Any) -> TrainConfig:
+    """The config with other values in one of its sections."""
+    part = getattr(config, section).model_copy(update=values)
+    return config.model_copy(update={section: part})
 
 
 @pytest.fixture(autouse=True)

@@ -17,14 +17,15 @@ from shards.errors import BadInput
 from tests.shards.tiny import write_tiny_dataset
 from trainer.checkpoint import checkpoints, read_checkpoint_config, read_meta, read_model_state
 from trainer.config import TrainConfig
-from trainer.train import COLUMNS, learning_rate, main, train
+from trainer.metrics import COLUMNS, MEASURED
+from trainer.train import learning_rate, main, train
 
-from .conftest import TINY, TinyConfig
+from .conftest import TINY, TinyConfig, changed
 
 
 def _rows(config: TrainConfig) -> list[dict[str, str]]:
     with (config.run.out / "metrics.csv").open(newline="") as f:
-        return [{k: v for k, v in r.items() if k != "samples_per_s"} for r in csv.DictReader(f)]
+        return [{k: v for k, v in r.items() if k not in MEASURED} for r in csv.DictReader(f)]
 
 
 def _folder(config: TrainConfig) -> Path:
@@ -53,7 +54,7 @@ def test_interrupted_and_resumed_equals_straight_to_the_last_bit(tiny_config: Ti
 
     assert [int(r["step"]) for r in _rows(straight)] == list(range(1, 9))
     assert _rows(cut) == _rows(straight)
-    assert tuple(_rows(cut)[0]) == tuple(c for c in COLUMNS if c != "samples_per_s")
+    assert tuple(_rows(cut)[0]) == tuple(c for c in COLUMNS if c not in MEASURED)
     ends = [checkpoints(_folder(c))[-1] for c in (straight, cut)]
     assert [read_meta(e).cursor for e in ends] == [2 * 140 + 96] * 2
     one, other = (read_model_state(e) for e in ends)
@@ -71,17 +72,16 @@ def test_rows_after_the_checkpoint_are_written_once(tiny_config: TinyConfig) -> 
     assert [int(r["step"]) for r in _rows(config)] == list(range(1, 9))
 
 
-def test_threads_change_nothing(tiny_config: TinyConfig) -> None:
-    one = tiny_config(out="one", steps=4)
-    three = one.model_copy(
-        update={
-            "data_loading": one.data_loading.model_copy(update={"threads": 3}),
-            "run": one.run.model_copy(update={"out": one.run.out.with_name("three")}),
-        }
-    )
-    train(one)
-    train(three)
-    assert _rows(one) == _rows(three)
+def test_readers_change_nothing(tiny_config: TinyConfig) -> None:
+    ways = [
+        changed(tiny_config(out=f"way{i}", steps=4), "data_loading", **way)
+        for i, way in enumerate(
+            [{"workers": 0}, {"workers": 1}, {"workers": 3}, {"loader": "torch"}]
+        )
+    ]
+    for config in ways:
+        train(config)
+        assert _rows(config) == _rows(ways[0])
 
 
 def test_it_learns(tiny_config: TinyConfig) -> None:
