@@ -202,11 +202,9 @@ def blurred(image_BCHW: torch.Tensor, sigma_B: torch.Tensor, sigma_max: float) -
     # One group a channel of an image, since each image has its own kernel.
     kernel_MT = kernel_BT.repeat_interleave(channels, dim=0)
     x = image_BCHW.reshape(1, n * channels, height, width)
-    for axis in (2, 3):
-        padding = (0, 0, radius, radius) if axis == 2 else (radius, radius)
-        x = functional.pad(x, padding, mode="replicate")
-        kernel = kernel_MT[:, None, :, None] if axis == 2 else kernel_MT[:, None, None, :]
-        x = functional.conv2d(x, kernel, groups=n * channels)
+    x = functional.pad(x, (radius,) * 4, mode="replicate")
+    x = functional.conv2d(x, kernel_MT[:, None, :, None], groups=n * channels)
+    x = functional.conv2d(x, kernel_MT[:, None, None, :], groups=n * channels)
     return x.view(n, channels, height, width)
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from shards.errors import BadInput
 from trainer.config import RankConfig
 from trainer.genes import GeneMLP, StandardisedExpression, expression
-from trainer.rank import N_CONTEXT, PADDING, RankTransformer
+from trainer.rank import PADDING, RankTransformer
 
 from .models import RANK, model_config, some_cells
 
@@ -56,7 +56,7 @@ def _slow_tokens(
             found.append((-count / total * 10_000 / mean[gene], gene))
     genes = [3 + N_SPECIES + gene for _, gene in sorted(found)]
     n_ranked = min(context - 3, len(counts))
-    return ([1, 2, 3 + species] + (genes + [PADDING] * n_ranked)[:n_ranked])[:context]
+    return [1, 2, 3 + species, *(genes + [PADDING] * n_ranked)[:n_ranked]]
 
 
 @settings(max_examples=60, deadline=None)
@@ -113,7 +113,9 @@ def test_standardised_expression_has_mean_0_and_spread_1_where_measured() -> Non
     standardised = StandardisedExpression(N_GENES)
     standardised.fit(cells.counts_BG, cells.measured_BG)
     x_BG = standardised(cells.counts_BG, cells.measured_BG)
-    assert torch.equal(x_BG[cells.measured_BG == 0], torch.zeros(int((1 - cells.measured_BG).sum())))
+    assert torch.equal(
+        x_BG[cells.measured_BG == 0], torch.zeros(int((1 - cells.measured_BG).sum()))
+    )
     n_G = cells.measured_BG.sum(dim=0)
     torch.testing.assert_close(x_BG.sum(dim=0) / n_G, torch.zeros(N_GENES), atol=1e-5, rtol=0)
     torch.testing.assert_close(x_BG.square().sum(dim=0) / n_G, torch.ones(N_GENES))
