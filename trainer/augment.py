@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch.nn import functional
 
+from trainer.batch import Batch
 from trainer.config import DataLoadingConfig
-from trainer.data import Batch
 
 # The eight ways in which a square lies on itself: quarter turns, then the same mirrored.
 _TURNS = torch.tensor([[[1, 0], [0, 1]], [[0, -1], [1, 0]], [[-1, 0], [0, -1]], [[0, 1], [-1, 0]]])

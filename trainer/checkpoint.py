@@ -14,7 +14,7 @@ from shards.dataset import read_record
 from shards.errors import BadInput
 from shards.schema import Record, digest
 from trainer.config import TrainConfig
-from trainer.data import Vocabulary
+from trainer.vocabulary import Vocabulary
 
 META_FILE: Final = "meta.json"
 _MODEL_FILE: Final = "model.pt"

@@ -8,11 +8,13 @@ import numpy as np
 import torch
 
 from trainer.augment import plain_views, views
+from trainer.batch import dense_counts
 from trainer.checkpoint import read_checkpoint_config, read_model_state, read_vocabulary
 from trainer.config import Device, TrainConfig
-from trainer.data import Loader, Vocabulary, dense_counts
+from trainer.data import Loader
 from trainer.model import PairModel
 from trainer.retrieval import Embedding
+from trainer.vocabulary import Vocabulary
 
 _BATCH_SIZE = 256
 
@@ -46,7 +48,7 @@ def embed(
     """
     was_training = model.training
     model.eval()
-    measured_PG = loader.measured_PG.to(device)
+    places = loader.places.to(device)
     fov_um = loader.shown_um(config.model.fov_um)
     z_image, z_gene = [], []
     for batch in loader.once(_BATCH_SIZE):
@@ -55,8 +57,8 @@ def embed(
         with half_precision(device):
             image_BCHW = views(batch.image_BHWC, view_B23, config.model.image_px)
             z_image.append(model.embed_image(image_BCHW).cpu().numpy())
-            counts_BG = dense_counts(batch, measured_PG.shape[1])
-            measured_BG = measured_PG[batch.panel_B].float()
+            counts_BG = dense_counts(batch, places, len(loader.vocabulary.genes))
+            measured_BG = places.measured_PG[batch.panel_B].float()
             z_gene.append(model.embed_counts(counts_BG, measured_BG).cpu().numpy())
     model.train(was_training)
     return np.concatenate(z_image), np.concatenate(z_gene)

@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn import functional
 
 from shards.errors import BadInput
+from trainer.batch import expression
 from trainer.config import LossConfig, ModelConfig
-from trainer.data import expression
 
 
 class ImageTower(nn.Module):
