@@ -120,6 +120,7 @@ class GenePlaces:
 
     places_PG: torch.Tensor  # int64, by place in the panel; -1 is no gene of the vocabulary
     measured_PG: torch.Tensor  # bool, by place in the vocabulary
+    species_P: torch.Tensor  # int64, into Vocabulary.species
 
     @classmethod
     def of(cls, vocabulary: Vocabulary, panels: Sequence[Panel]) -> GenePlaces:
@@ -138,10 +139,14 @@ class GenePlaces:
                 )
             places_PG[p, : len(places)] = torch.from_numpy(places)
             measured_PG[p, torch.from_numpy(places[places >= 0])] = True
-        return cls(places_PG, measured_PG)
+        # A panel with a gene of the vocabulary is of a species that it knows.
+        species_P = torch.tensor([vocabulary.species.index(p.species) for p in panels])
+        return cls(places_PG, measured_PG, species_P)
 
     def to(self, device: torch.device) -> GenePlaces:
-        return GenePlaces(self.places_PG.to(device), self.measured_PG.to(device))
+        return GenePlaces(
+            self.places_PG.to(device), self.measured_PG.to(device), self.species_P.to(device)
+        )
 
 
 def dense_counts(batch: Batch, places: GenePlaces, n_genes: int) -> torch.Tensor:

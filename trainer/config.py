@@ -57,9 +57,9 @@ class ModelConfig(Record):
     embed_dim: int = Field(ge=1)
 
     @property
-    def neighbors_k(self) -> int | None:
-        """Neighbours that a sample is read with; None: without."""
-        return self.graph.neighbors if self.graph is not None else None
+    def neighbors_k(self) -> int:
+        """Neighbours that a sample is read with."""
+        return self.graph.neighbors if self.graph is not None else 0
 
     @model_validator(mode="after")
     def _knows_its_encoder(self) -> ModelConfig:

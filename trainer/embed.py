@@ -43,17 +43,18 @@ def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
 def read_model(checkpoint: Path) -> tuple[PairModel, Vocabulary, TrainConfig]:
     """The model of a checkpoint, ready to embed; prove the checkpoint first (`read_meta`)."""
     config, vocabulary = read_checkpoint_config(checkpoint), read_vocabulary(checkpoint)
-    model = PairModel(vocabulary, config.model, config.loss)
+    model = PairModel(len(vocabulary.genes), len(vocabulary.species), config.model, config.loss)
     model.load_state_dict(read_model_state(checkpoint))
     return model.eval(), vocabulary, config
 
 
-def gene_input(batch: Batch, places: GenePlaces, neighbors_k: int | None) -> GeneInput:
+def gene_input(batch: Batch, places: GenePlaces, neighbors_k: int) -> GeneInput:
     """What the gene tower sees of a batch that lies on the device of `places`."""
-    counts_BG = dense_counts(batch, places)
+    n_genes = places.measured_PG.shape[1]
+    counts_BG = dense_counts(batch, places, n_genes)
     neighbor_counts_BKG = present_BK = None
-    if neighbors_k is not None:
-        neighbor_counts_BKG, present_BK = dense_neighbors(batch, places, neighbors_k)
+    if neighbors_k > 0:
+        neighbor_counts_BKG, present_BK = dense_neighbors(batch, places, n_genes, neighbors_k)
     return GeneInput(
         counts_BG=counts_BG,
         measured_BG=places.measured_PG[batch.panel_B].float(),

@@ -18,9 +18,7 @@ from trainer.caching import Passed
 BAD_SAMPLES_FOLDER: Final = "bad_samples"
 
 
-def write_down(
-    out: Path, rank: int, step: int, stream: Stream, faults: Sequence[Fault]
-) -> None:
+def write_down(out: Path, rank: int, step: int, stream: Stream, faults: Sequence[Fault]) -> None:
     """Add this rank's bad samples of a step to `out/bad_samples/rank-N.csv`: step, key, fault."""
     if not faults:
         return
@@ -32,9 +30,7 @@ def write_down(
         csv.writer(f).writerows(rows)
 
 
-def too_many(
-    out: Path, n_bad: int, n_allowed: int, faults: Sequence[Fault]
-) -> BadInput:
+def too_many(out: Path, n_bad: int, n_allowed: int, faults: Sequence[Fault]) -> BadInput:
     """The error that ends a run with more bad samples than its config allows."""
     first = faults[0].message if faults else "none of them read by this process"
     return BadInput(

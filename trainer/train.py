@@ -16,6 +16,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from shards.errors import BadInput, BadInputs
 from shards.lock import hold
 from shards.mix import Mix
 from shards.order import share_of
-from shards.stream import read_stream
+from shards.stream import Indices, read_stream
 from trainer.augment import augmented, draws, masked_genes, step_generator, thinned
 from trainer.caching import Embedded, backward_in_chunks
 from trainer.checkpoint import (
@@ -39,7 +40,7 @@ from trainer.checkpoint import (
     read_meta,
     read_part,
 )
-from trainer.config import OptimConfig, TrainConfig, read_config
+from trainer.config import LossConfig, OptimConfig, TrainConfig, read_config
 from trainer.data import Loader
 from trainer.distributed import start_world
 from trainer.embed import (
@@ -53,7 +54,9 @@ from trainer.embed import (
 from trainer.faults import not_finite, too_many, write_down
 from trainer.inherit import inherit, inherited_genes
 from trainer.metrics import Clock, Metrics, in_batch_r1, runs_in_batch
+from trainer.model import Embedded as PairEmbedded
 from trainer.model import PairModel
+from trainer.ring import Source
 from trainer.vocabulary import Vocabulary
 
 _FIT_ON = 4096  # cells from which each gene's mean and spread are taken
@@ -84,7 +87,8 @@ def train(
         mix = Mix(cap=loading.cap, weight=loading.weight)
         stream = read_stream(config.data, "train", mix, verify=loading.verify)
         vocabulary = Vocabulary.union(stream.panels, inherited_genes(init_from))
-        loader = Loader(stream, vocabulary, neighbors_k=config.model.neighbors_k)
+        source = Source(paths=config.data, split="train", mix=mix, verify=loading.verify)
+        loader = Loader(stream, vocabulary, source=source, neighbors_k=config.model.neighbors_k)
         places = loader.places.to(device)
         order = stream.order(
             config.run.seed,
@@ -103,7 +107,8 @@ def train(
 
         # --- model
         torch.manual_seed(config.run.seed)
-        model = PairModel(vocabulary, config.model, config.loss)
+        n_genes = len(vocabulary.genes)
+        model = PairModel(n_genes, len(vocabulary.species), config.model, config.loss)
         optimizer = torch.optim.AdamW(model.parameter_groups(optim), lr=optim.lr, betas=optim.betas)
         precision = chosen_precision(optim.precision, device)
         scaler = torch.amp.GradScaler(device.type, enabled=precision is torch.float16)
@@ -127,9 +132,12 @@ def train(
         else:
             if config.model.image_weights is not None:
                 model.image.load(config.model.image_weights)
-            model.fit(*loader.sample(order.batch(range(min(_FIT_ON, order.n)))))
+            _fit(model, loader, order.batch(range(min(_FIT_ON, order.n))))
+            if config.model.rank is not None and config.model.rank.means is not None:
+                n_without = model.set_means(vocabulary.genes, config.model.rank.means)
+                print(f"{n_without} of {n_genes} genes are not in {config.model.rank.means}")
             if init_from is not None:
-                inherit(model, len(vocabulary.genes), init_from)
+                inherit(model, n_genes, init_from)
         model.to(device)
         world.broadcast(model)
         ema = None
@@ -215,7 +223,9 @@ def train(
                             size_px=config.model.image_px,
                             restain=loader.image == "he",
                         )
-                        chunk = thinned(chunk, rows.keep_B, generator)
+                        if loading.keep_counts < 1:
+                            kept_N = thinned(chunk.count_N, chunk.row_N, rows.keep_B, generator)
+                            chunk = replace(chunk, count_N=kept_N)
                         genes = gene_input(chunk, places, config.model.neighbors_k)
                         masked_BG = None
                         if config.loss.masked_share:
@@ -224,8 +234,7 @@ def train(
                             )
                     with clock.part("towers, forward"), autocast(device, precision):
                         out = model(image_BCHW, genes, masked_BG)
-                    added_B = model.added_loss_of(out)
-                    added = None if added_B is None else added_B @ chunk.weight_B / n_weighed
+                    added = added_loss(out, config.loss, chunk.weight_B / n_weighed)
                     return Embedded(out.z_image_BD, out.z_gene_BD, added)
 
                 with clock.part("loss and backward"):
@@ -325,11 +334,35 @@ def in_steps(optim: OptimConfig, steps_per_epoch: int) -> tuple[OptimConfig, int
 
 def learning_rate(step: int, optim: OptimConfig) -> float:
     """Of the update that `step` (from 0) makes: linear warm-up, then half a cosine to `lr_min`."""
-    assert optim.steps is not None and optim.warmup_steps is not None
+    assert optim.steps is not None
+    assert optim.warmup_steps is not None
     if step < optim.warmup_steps:
         return optim.lr * (step + 1) / optim.warmup_steps
     done = (step - optim.warmup_steps) / (optim.steps - optim.warmup_steps)
     return optim.lr_min + (optim.lr - optim.lr_min) * (1 + math.cos(math.pi * done)) / 2
+
+
+def added_loss(out: PairEmbedded, loss: LossConfig, share_B: torch.Tensor) -> torch.Tensor | None:
+    """What the config adds for each row, times the row's share of the batch; None for nothing."""
+    terms = [
+        weight * (per_row_B @ share_B)
+        for weight, per_row_B in (
+            (loss.image_expression, out.image_expression_B),
+            (loss.masked_genes, out.masked_genes_B),
+        )
+        if per_row_B is not None
+    ]
+    return torch.stack(terms).sum() if terms else None
+
+
+def _fit(model: PairModel, loader: Loader, indices: Indices) -> None:
+    counts_SG, measured_SG = [], []
+    for some in np.array_split(indices, -(-len(indices) // 256)):
+        batch = loader.read(some).to(torch.device("cpu"))
+        genes = gene_input(batch, loader.places, 0)
+        counts_SG.append(genes.counts_BG)
+        measured_SG.append(genes.measured_BG)
+    model.fit(torch.cat(counts_SG), torch.cat(measured_SG))
 
 
 def _validation_loader(config: TrainConfig, vocabulary: Vocabulary) -> Loader | None:

@@ -24,12 +24,12 @@ class Vocabulary(Record):
     genes: tuple[VocabularyGene, ...]
 
     @classmethod
-    def union(cls, panels: Sequence[Panel]) -> Vocabulary:
-        """Every gene of the panels once, in the order in which they first name it.
+    def union(cls, panels: Sequence[Panel], known: Sequence[VocabularyGene] = ()) -> Vocabulary:
+        """The `known` genes, then every other gene of the panels as they first name it.
 
         Genes are the same if their Ensembl ids are, or, where one has none, species and symbol.
         """
-        genes: list[VocabularyGene] = []
+        genes = list(known)
         for panel in panels:
             index, _ = _matched(genes, panel)
             for gene, found in zip(panel.genes, index, strict=True):
@@ -40,6 +40,11 @@ class Vocabulary(Record):
                         )
                     )
         return cls(genes=tuple(genes))
+
+    @property
+    def species(self) -> tuple[str, ...]:
+        """In the order in which the genes first name them."""
+        return tuple(dict.fromkeys(gene.species for gene in self.genes))
 
     def places(self, panel: Panel) -> tuple[Indices, list[str]]:
         """For each gene of the panel its place here, -1 if unknown; and the unknown symbols."""

@@ -134,9 +134,7 @@ def test_a_lost_rank_ends_the_others_with_what_was_done_saved(
     config = write_config(tmp_path, tiny_dataset, "run", 10**6, run={"checkpoint_every": 10**6})
     process = start(config, ranks=2)
     wait_for_step(process, tmp_path / "run", 3)
-    (lost,) = [
-        p for p in psutil.Process(process.pid).children() if p.environ().get("RANK") == "1"
-    ]
+    (lost,) = [p for p in psutil.Process(process.pid).children() if p.environ().get("RANK") == "1"]
     lost.kill()
     told, _ = process.communicate(timeout=120)
     assert process.returncode != 0
