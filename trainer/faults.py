@@ -1,4 +1,4 @@
-"""What a step cannot use: bad samples left out and written down, and numbers that are not finite."""
+"""What a step cannot use: bad samples, written down, and numbers that are not finite."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ _SMALL: Final[Preset] = {
     },
 }
 
-# Every number that PAST's released code trains with (arXiv 2507.06418); what is not its: docs/past.md.
+# Every number of PAST's released code (arXiv 2507.06418); what is not its own: docs/past.md.
 _PAST: Final[Preset] = _changed(
     _SMALL,
     {
