@@ -137,7 +137,7 @@ class Loader:
         reading = Reading(
             reading=config.reading,
             piece_samples=config.block.piece_samples,
-            cache_bytes=config.block.cache_bytes,
+            cache_bytes=config.cache_bytes,
         )
         with self._ahead(wanted, rows, n_slots, config.workers, reading) as ahead:
             for step in read:

@@ -11,7 +11,8 @@ import torch
 
 from shards.artifact import write_atomically
 from shards.errors import BadInput
-from shards.stream import Indices, Stream
+from shards.order import Indices
+from shards.stream import Stream
 from trainer.batch import Fault
 from trainer.caching import Passed
 

@@ -15,7 +15,8 @@ import psutil
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from shards.stream import Indices, Stream
+from shards.order import Indices
+from shards.stream import Stream
 
 METRICS_FILE: Final = "metrics.csv"
 COLUMNS: Final = (

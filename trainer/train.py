@@ -27,8 +27,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from shards.errors import BadInput, BadInputs
 from shards.lock import hold
 from shards.mix import Mix
-from shards.order import share_of
-from shards.stream import Indices, read_stream
+from shards.order import Indices, share_of
+from shards.stream import read_stream
 from trainer.augment import augmented, draws, masked_genes, step_generator, thinned
 from trainer.caching import Embedded, backward_in_chunks
 from trainer.checkpoint import (
@@ -142,7 +142,8 @@ def train(
         world.broadcast(model)
         ema = None
         if optim.ema is not None:
-            ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(optim.ema))
+            average = get_ema_multi_avg_fn(optim.ema)  # type: ignore[no-untyped-call]
+            ema = AveragedModel(model, multi_avg_fn=average)
         parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "scaler": scaler}
         parts |= {"ema": ema} if ema is not None else {}
         for name in parts.keys() - {"model"} if found else ():
@@ -190,7 +191,7 @@ def train(
                     chunks = [chunk.to(device) for chunk in batch.chunks]
                 weight_B = torch.cat([chunk.weight_B for chunk in chunks])
                 index_B = np.concatenate([chunk.index_B for chunk in chunks])
-                sample_B = torch.from_numpy(stream.sample_of(index_B)).to(device)
+                sample_B = torch.from_numpy(stream.sample_of(index_B.clip(min=0))).to(device)
                 faults = [fault for chunk in chunks for fault in chunk.faults]
                 write_down(config.run.out, world.rank, step, stream, faults)
                 # One exchange, so that all ranks refuse and stop at the same step.
