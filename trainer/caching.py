@@ -83,9 +83,12 @@ def _backward_of_chunk(
     gradients: tuple[torch.Tensor, torch.Tensor],
     scale: Callable[[torch.Tensor], torch.Tensor],
 ) -> torch.Tensor | float:
-    roots: list[torch.Tensor] = [chunk.z_image_BD, chunk.z_gene_BD]
+    gradient_of_image_BD, gradient_of_gene_BD = gradients
+    # A number whose gradients by the embeddings are those that the loss gave.
+    stand_in = (chunk.z_image_BD * gradient_of_image_BD).sum()
+    stand_in = stand_in + (chunk.z_gene_BD * gradient_of_gene_BD).sum()
     if chunk.added is None:
-        torch.autograd.backward(roots, gradients)
+        torch.autograd.backward(stand_in)
         return 0.0
-    torch.autograd.backward([*roots, scale(chunk.added)], [*gradients, None])
+    torch.autograd.backward(stand_in + scale(chunk.added))
     return chunk.added.detach()

@@ -150,7 +150,7 @@ class _Gather(torch.autograd.Function):
     def forward(ctx: Any, x_BD: torch.Tensor, world: World) -> torch.Tensor:
         ctx.world = world
         x_ND = x_BD.new_empty(world.size * len(x_BD), *x_BD.shape[1:])
-        distributed.all_gather_into_tensor(x_ND, x_BD.contiguous())
+        distributed.all_gather_single(x_ND, x_BD.contiguous())
         return x_ND
 
     @staticmethod
