@@ -80,9 +80,7 @@ def test_attention_is_that_of_the_paper() -> None:
     weights = dict(layer.named_parameters())
     h_NF = x_NF @ weights["linear.weight"].T
     vector = torch.cat([weights["looks_Hd"][0], weights["seen_Hd"][0]])
-    logits = torch.stack(
-        [functional.leaky_relu(vector @ torch.cat([h_NF[0], h]), 0.2) for h in h_NF]
-    )
+    logits = torch.stack([vector @ torch.cat([h_NF[0], h_F]) for h_F in h_NF])
     want = functional.leaky_relu(logits, 0.2).softmax(dim=0) @ h_NF + weights["bias_F"]
     got = graph(
         counts_NG[:1], cells.measured_BG, counts_NG[None, 1:], torch.ones(1, 2, dtype=torch.bool)
