@@ -99,7 +99,13 @@ _PAST: Final[Preset] = _changed(
     {
         "model": {
             "image": "vit_large_patch16_224",
-            "image_options": {"init_values": 1e-5},
+            "image_options": {
+                "init_values": 1e-5,
+                "pretrained_cfg_overlay": {
+                    "mean": [0.485, 0.456, 0.406],
+                    "std": [0.229, 0.224, 0.225],
+                },
+            },
             "image_px": 224,
             "fov_um": "patch",
             "genes": "rank",

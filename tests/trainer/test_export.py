@@ -12,11 +12,16 @@ import timm
 import torch
 
 from shards.errors import BadInput
-from trainer.checkpoint import read_checkpoint_config, write_checkpoint
-from trainer.data import Vocabulary
+from trainer.checkpoint import (
+    CheckpointWriter,
+    TrainState,
+    checkpoints,
+    read_checkpoint_config,
+)
 from trainer.export import export_image_tower, main
 from trainer.model import PairModel
 from trainer.towers import ImageTower
+from trainer.vocabulary import Vocabulary
 
 from .conftest import TinyConfig
 
@@ -28,18 +33,11 @@ def checkpoint(tiny_config: TinyConfig, tmp_path: Path) -> tuple[Path, PairModel
     config = config.model_copy(update={"model": config.model.model_copy(update=changes)})
     torch.manual_seed(3)
     model = PairModel(5, 1, config.model, config.loss).eval()
-    path = write_checkpoint(
-        tmp_path / "checkpoints",
-        step=12,
-        cursor=576,
-        stream="0" * 64,
-        model=model,
-        optimizer=torch.optim.AdamW(model.parameters()),
-        config=config,
-        vocabulary=Vocabulary(genes=()),
-        keep=1,
-    )
-    return path, model
+    folder, parts = tmp_path / "checkpoints", {"model": model.state_dict()}
+    nothing = Vocabulary(genes=())
+    with CheckpointWriter(folder, keep=1) as writer:
+        writer.save(TrainState(12, 576, 0, "0" * 64, None, parts, config, nothing))
+    return checkpoints(folder)[0], model
 
 
 def _images() -> torch.Tensor:
