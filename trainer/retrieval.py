@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shards.schema import Record
-from shards.stream import Indices
+from shards.order import Indices
 
 Embedding = npt.NDArray[np.float32]
 Direction = Literal["image_to_genes", "genes_to_image"]
