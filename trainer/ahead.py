@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from shards.stream import Indices
+from shards.order import Indices
 from trainer.batch import Batch, batch_of
 from trainer.crew import Hands
 from trainer.ring import Ring

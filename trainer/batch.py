@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from shards.errors import BadInput
+from shards.order import Indices
 from shards.schema import Panel
-from shards.stream import Indices
 from trainer.ring import RowFault, Slot, Sparse
 from trainer.vocabulary import Vocabulary
 

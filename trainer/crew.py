@@ -143,7 +143,7 @@ class Crew:
                 env={**os.environ, "PYTHONPATH": path},
             )
         worker = _Worker(process, here)
-        here.send_bytes(self._job.model_dump_json().encode())
+        here.send(self._job)
         return worker
 
     def _replaced(self, worker: _Worker) -> _Worker:

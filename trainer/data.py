@@ -6,20 +6,20 @@ import itertools
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from shards.errors import BadInput
-from shards.order import Order
-from shards.stream import Indices, Stream
+from shards.order import Indices, Order
+from shards.stream import Stream
 from trainer.ahead import ReadAhead, Wanted, pinned
 from trainer.batch import Batch, GenePlaces, no_faults
 from trainer.config import DataLoadingConfig
 from trainer.crew import Crew, Hands, OwnHands
 from trainer.plain import plain_batches
-from trainer.ring import Filler, Layout, Reading, Ring, Source
+from trainer.ring import Filler, Layout, Ring
 from trainer.steps import Planned, planned_steps
 from trainer.vocabulary import Vocabulary
 from trainer.worker import Job
@@ -42,8 +42,7 @@ class Step:
 class Loader:
     """Batches of a stream against a vocabulary. Every sample must have counts.
 
-    `source` is what worker processes open in place of `stream`; without it all is read in this
-    process. `neighbors_k` is how many neighbours' counts are read, 0 for none. `places` tells for
+    `neighbors_k` is how many neighbours' counts are read, 0 for none. `places` tells for
     each panel of the stream where its genes are in the vocabulary, `measured_PG` which of the
     vocabulary it measures. Raises BadInput where patches differ in size or field of view, or no
     gene is known.
@@ -54,12 +53,10 @@ class Loader:
         stream: Stream,
         vocabulary: Vocabulary,
         *,
-        source: Source | None = None,
         neighbors_k: int = 0,
     ) -> None:
         self.stream = stream
         self.vocabulary = vocabulary
-        self.source = source
         self.neighbors_k = neighbors_k
         self.places = GenePlaces.of(vocabulary, stream.panels)
         self.measured_PG = self.places.measured_PG
@@ -96,7 +93,7 @@ class Loader:
 
         Raises BadInput with the first sample that cannot be read.
         """
-        with self._ahead(iter([(indices, 0)]), len(indices), 1, 0, Reading()) as ahead:
+        with _read_ahead(self._job(len(indices), 1), iter([(indices, 0)]), 0) as ahead:
             return no_faults(ahead.take())
 
     def once(self, batch_size: int, workers: int = 0) -> Iterator[Batch]:
@@ -107,7 +104,8 @@ class Loader:
         n = len(self.stream)
         starts = range(0, n, batch_size)
         wanted = ((np.arange(s, min(s + batch_size, n)), i) for i, s in enumerate(starts))
-        with self._ahead(wanted, min(batch_size, n), 2 * workers + 1, workers, Reading()) as ahead:
+        job = self._job(min(batch_size, n), 2 * workers + 1)
+        with _read_ahead(job, wanted, workers) as ahead:
             for _ in starts:
                 yield no_faults(ahead.take())
                 ahead.give_back()
@@ -134,12 +132,13 @@ class Loader:
         # A whole step ahead of the one in use, and for each worker what it has in hand.
         n_slots = 2 * (n_chunks + config.workers) if config.workers else n_chunks
         wanted = _with_lanes((step.chunks for step in plan), config)
-        reading = Reading(
+        job = replace(
+            self._job(rows, n_slots),
             reading=config.reading,
             piece_samples=config.block.piece_samples,
             cache_bytes=config.cache_bytes,
         )
-        with self._ahead(wanted, rows, n_slots, config.workers, reading) as ahead:
+        with _read_ahead(job, wanted, config.workers) as ahead:
             for step in read:
                 started_s = time.monotonic()
                 batches = [ahead.take() for _ in step.chunks]
@@ -151,46 +150,16 @@ class Loader:
     ) -> Iterator[Step]:
         plan, read = itertools.tee(_plan(order, cursor, config, rank, size))
         chunks = (chunk for step in plan for chunk in step.chunks)
-        opener = self._source.open if config.workers else lambda: self.stream
-        batches = plain_batches(opener, self._layout(0), chunks, config.workers)
+        batches = plain_batches(self.stream, self._job(1, 0).layout, chunks, config.workers)
         for step in read:
             started_s = time.monotonic()
             found = [next(batches) for _ in step.chunks]
             yield Step(step.positions, found, time.monotonic() - started_s)
 
-    @property
-    def _source(self) -> Source:
-        if self.source is None:
-            raise ValueError("worker processes need the source that they open")
-        return self.source
-
-    def _layout(self, rows: int) -> Layout:
+    def _job(self, rows: int, n_slots: int) -> Job:
         genes = max(len(panel.genes) for panel in self.stream.panels)
-        return Layout(rows=rows, size_px=self.size_px, genes=genes, neighbors=self.neighbors_k)
-
-    @contextmanager
-    def _ahead(
-        self, wanted: Iterator[Wanted], rows: int, n_slots: int, workers: int, reading: Reading
-    ) -> Iterator[ReadAhead]:
-        layout = self._layout(rows)
-        ring = Ring(layout, n_slots)
-        with ExitStack() as stack:
-            stack.callback(ring.close_file)
-            stack.enter_context(pinned(ring))
-            hands: Hands
-            if workers:
-                job = Job(
-                    source=self._source,
-                    fingerprint=self.stream.fingerprint,
-                    reading=reading,
-                    layout=layout,
-                    n_slots=n_slots,
-                )
-                hands = stack.enter_context(Crew(ring, job, workers))
-            else:
-                reader = stack.enter_context(reading.reader(self.stream))
-                hands = OwnHands(ring, Filler(self.stream, reader, layout))
-            yield ReadAhead(ring, hands, wanted)
+        layout = Layout(rows=rows, size_px=self.size_px, genes=genes, neighbors=self.neighbors_k)
+        return Job(self.stream, layout, n_slots)
 
 
 def _plan(
@@ -208,3 +177,18 @@ def _with_lanes(
             # Chunks that lie side by side in a block share pieces: one worker caches them.
             together = config.reading == "block" and len(chunks) >= config.workers
             yield chunk, j * config.workers // len(chunks) if together else next(turn)
+
+
+@contextmanager
+def _read_ahead(job: Job, wanted: Iterator[Wanted], workers: int) -> Iterator[ReadAhead]:
+    ring = Ring(job.layout, job.n_slots)
+    with ExitStack() as stack:
+        stack.callback(ring.close_file)
+        stack.enter_context(pinned(ring))
+        hands: Hands
+        if workers:
+            hands = stack.enter_context(Crew(ring, job, workers))
+        else:
+            reader = stack.enter_context(job.reader())
+            hands = OwnHands(ring, Filler(job.stream, reader, job.layout))
+        yield ReadAhead(ring, hands, wanted)

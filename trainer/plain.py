@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from shards.errors import BadInput
-from shards.stream import Indices, Pair, Stream
+from shards.order import Indices
+from shards.reader import Pair
+from shards.stream import Stream
 from trainer.batch import Batch, Fault, neighbors_of
 from trainer.ring import Layout, Sparse, Unsigned
 
@@ -19,22 +21,16 @@ _Row = tuple[int, Pair | BadInput | None]  # None is padding
 
 
 class Samples(Dataset[_Row]):
-    """Any sample by its index; -1 is padding. Each process opens the stream when it first reads."""
+    """Any sample by its index; -1 is padding."""
 
-    def __init__(self, open_stream: Callable[[], Stream]) -> None:
-        self._open_stream = open_stream
-        self._stream: Stream | None = None
-
-    @property
-    def stream(self) -> Stream:
-        self._stream = self._stream or self._open_stream()
-        return self._stream
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
 
     def __getitem__(self, index: int) -> _Row:
         if index < 0:
             return index, None
         try:
-            return index, self.stream.read([index])[0]
+            return index, self._stream.read([index])[0]
         except BadInput as error:
             return index, error
 
@@ -42,8 +38,8 @@ class Samples(Dataset[_Row]):
 class Collate:
     """Rows to a batch, decoded."""
 
-    def __init__(self, samples: Samples, layout: Layout) -> None:
-        self._samples, self._layout = samples, layout
+    def __init__(self, stream: Stream, layout: Layout) -> None:
+        self._stream, self._layout = stream, layout
 
     def __call__(self, rows: list[_Row]) -> Batch:
         size_px = self._layout.size_px
@@ -78,7 +74,7 @@ class Collate:
     def _decoded(self, index: int, pair: Pair | BadInput) -> tuple[Any, Unsigned, Unsigned, int]:
         if isinstance(pair, BadInput):
             raise pair
-        fault = self._samples.stream.fault
+        fault = self._stream.fault
         size_px = self._layout.size_px
         try:
             image = simplejpeg.decode_jpeg(pair.jpeg, "RGB")
@@ -102,14 +98,13 @@ def _joined(parts: list[Unsigned]) -> Sparse:
 
 
 def plain_batches(
-    open_stream: Callable[[], Stream], layout: Layout, chunks: Iterator[Indices], workers: int
+    stream: Stream, layout: Layout, chunks: Iterator[Indices], workers: int
 ) -> Iterator[Batch]:
     """A batch for each chunk of indices."""
-    samples = Samples(open_stream)
     loader = DataLoader(
-        samples,
+        Samples(stream),
         batch_sampler=(chunk.tolist() for chunk in chunks),
-        collate_fn=Collate(samples, layout),
+        collate_fn=Collate(stream, layout),
         num_workers=workers,
         # Not forked: this process has threads, and may use CUDA.
         multiprocessing_context="spawn" if workers else None,

@@ -14,16 +14,16 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
 from shards.errors import BadInput
-from shards.schema import Record, Split
-from shards.stream import Indices, Mix, Reader, Stream, read_stream
+from shards.order import Indices
+from shards.reader import Reader
+from shards.stream import Stream
 
 Unsigned = npt.NDArray[np.unsignedinteger[Any]]
 RowFault = tuple[int, BadInput]  # row of the chunk, and what is wrong with its sample
@@ -32,35 +32,8 @@ _ALIGNED = 64  # bytes: a cache line
 _NOTHING: Final = {n: np.zeros((n, 0), dtype=np.uint16) for n in (2, 3)}
 
 
-class Source(Record):
-    """A stream as another process opens it again."""
-
-    paths: tuple[Path, ...]
-    split: Split
-    mix: Mix = Mix()
-    verify: Literal["crc32", "sha256"] = "crc32"
-    index_cache: Path | None = None
-
-    def open(self) -> Stream:
-        return read_stream(
-            self.paths, self.split, self.mix, verify=self.verify, index_cache=self.index_cache
-        )
-
-
-class Reading(Record):
-    """How a process reads: any sample by itself, or pieces of shards whole (`Stream.reader`)."""
-
-    reading: Literal["global", "block"] = "global"
-    piece_samples: int = 512
-    cache_bytes: int = 4 << 30
-
-    def reader(self, stream: Stream) -> Reader:
-        return stream.reader(
-            reading=self.reading, piece_samples=self.piece_samples, cache_bytes=self.cache_bytes
-        )
-
-
-class Layout(Record):
+@dataclass(frozen=True, slots=True)
+class Layout:
     """Room in a slot: rows, pixels along an edge, genes of the largest panel, neighbours."""
 
     rows: int
@@ -241,7 +214,7 @@ class Filler:
                 weight[row] = 0
             packed = _packed(counts), self._nearest(neighbors)
         slot.put(*packed)
-        for row in np.flatnonzero(weight[:n] == 0):
+        for row in np.flatnonzero(weight[:n] == 0).tolist():
             image[row] = 0
         return sorted(faults, key=itemgetter(0))
 

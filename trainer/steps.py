@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shards.order import Order, batch_at, share_of
-from shards.stream import Indices
+from shards.order import Indices, Order, batch_at, share_of
 
 
 @dataclass(frozen=True, slots=True)

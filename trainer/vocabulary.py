@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from shards.order import Indices
 from shards.schema import Panel, Record
-from shards.stream import Indices
 
 
 class VocabularyGene(Record):

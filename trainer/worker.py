@@ -12,38 +12,45 @@ import struct
 import sys
 from collections import deque
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Final
 
 from shards.errors import BadInput
-from shards.schema import Record
-from shards.stream import Stream
-from trainer.ring import Filler, Layout, Reading, Ring, Source, faults_to_json
+from shards.reader import Reader
+from shards.stream import CACHE_BYTES, PIECE_SAMPLES, Reading, Stream
+from trainer.ring import Filler, Layout, Ring, faults_to_json
 
 SLOT: Final = struct.Struct("<I")
 FILLED: Final = b"filled"  # then the slot, and the faults as JSON
 FAILED: Final = b"failed"  # then the slot, and a BadInput as JSON that stops the run
 
 
-class Job(Record):
-    """The first message to a worker. `fingerprint` is of the stream that it has to find."""
+@dataclass(frozen=True, slots=True)
+class Job:
+    """The first message to a worker, and the only one that is pickled."""
 
-    source: Source
-    fingerprint: str
-    reading: Reading
+    stream: Stream
     layout: Layout
     n_slots: int
+    reading: Reading = "global"
+    piece_samples: int = PIECE_SAMPLES
+    cache_bytes: int = CACHE_BYTES
+
+    def reader(self) -> Reader:
+        return self.stream.reader(
+            self.reading, piece_samples=self.piece_samples, cache_bytes=self.cache_bytes
+        )
 
 
 def serve(connection: Connection, memory: int) -> None:
     """Fill the slots that are asked for, in turn, until the other side hangs up."""
-    job = Job.model_validate_json(connection.recv_bytes())
+    job: Job = connection.recv()
     ring = Ring(job.layout, job.n_slots, memory)
     asked = deque([SLOT.unpack(connection.recv_bytes())[0]])
     try:
-        stream = _opened(job)
-        with job.reading.reader(stream) as reader:
-            filler = Filler(stream, reader, job.layout)
+        with job.reader() as reader:
+            filler = Filler(job.stream, reader, job.layout)
             filler.expect(ring.slots[asked[0]])
             while True:
                 faults = filler.fill(ring.slots[asked[0]])
@@ -55,18 +62,6 @@ def serve(connection: Connection, memory: int) -> None:
     except BadInput as error:
         told = json.dumps(faults_to_json([(0, error)])).encode()
         connection.send_bytes(FAILED + SLOT.pack(asked[0]) + told)
-
-
-def _opened(job: Job) -> Stream:
-    stream = job.source.open()
-    if stream.fingerprint != job.fingerprint:
-        raise BadInput(
-            ", ".join(map(str, job.source.paths)),
-            expected="the dataset with which the run started",
-            found="another one, which took its place",
-            remedy="name its datasets/<fingerprint>.json in place of the folder, and resume",
-        )
-    return stream
 
 
 def main() -> int:
