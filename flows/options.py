@@ -91,7 +91,10 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     how = p.add_mutually_exclusive_group()
     how.add_argument("--resume", action="store_true", help="go on exactly where it stopped")
     how.add_argument(
-        "--init-from", type=Path, metavar="CKPT", help="start anew with a checkpoint's weights alone"
+        "--init-from",
+        type=Path,
+        metavar="CKPT",
+        help="start anew with a checkpoint's weights alone",
     )
 
     p = add("evaluate", "retrieval on held-out donors, and its page")

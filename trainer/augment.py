@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from trainer.batch import Batch
 from trainer.config import DataLoadingConfig
 
 # The eight ways in which a square lies on itself: quarter turns, then the same mirrored.

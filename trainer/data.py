@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -112,7 +112,7 @@ class Loader:
 
     def training(
         self, order: Order, cursor: int, config: DataLoadingConfig, rank: int = 0, size: int = 1
-    ) -> Iterator[Step]:
+    ) -> Generator[Step, None, None]:
         """Endless steps of `rank` of `size` from `cursor` on, read ahead by `config.workers`.
 
         The global batch of a step depends on `order`, `cursor` and `config.batch_size` alone.
@@ -124,7 +124,7 @@ class Loader:
 
     def _ring_steps(
         self, order: Order, cursor: int, config: DataLoadingConfig, rank: int, size: int
-    ) -> Iterator[Step]:
+    ) -> Generator[Step, None, None]:
         plan, read = itertools.tee(_plan(order, cursor, config, rank, size))
         share = -(-config.batch_size // size)
         rows = min(config.micro_batch or share, share)
@@ -147,7 +147,7 @@ class Loader:
 
     def _plain_steps(
         self, order: Order, cursor: int, config: DataLoadingConfig, rank: int, size: int
-    ) -> Iterator[Step]:
+    ) -> Generator[Step, None, None]:
         plan, read = itertools.tee(_plan(order, cursor, config, rank, size))
         chunks = (chunk for step in plan for chunk in step.chunks)
         batches = plain_batches(self.stream, self._job(1, 0).layout, chunks, config.workers)

@@ -56,7 +56,6 @@ from trainer.inherit import inherit, inherited_genes
 from trainer.metrics import Clock, Metrics, in_batch_r1, runs_in_batch
 from trainer.model import Embedded as PairEmbedded
 from trainer.model import PairModel
-from trainer.ring import Source
 from trainer.vocabulary import Vocabulary
 
 _FIT_ON = 4096  # cells from which each gene's mean and spread are taken
@@ -87,8 +86,7 @@ def train(
         mix = Mix(cap=loading.cap, weight=loading.weight)
         stream = read_stream(config.data, "train", mix, verify=loading.verify)
         vocabulary = Vocabulary.union(stream.panels, inherited_genes(init_from))
-        source = Source(paths=config.data, split="train", mix=mix, verify=loading.verify)
-        loader = Loader(stream, vocabulary, source=source, neighbors_k=config.model.neighbors_k)
+        loader = Loader(stream, vocabulary, neighbors_k=config.model.neighbors_k)
         places = loader.places.to(device)
         order = stream.order(
             config.run.seed,
@@ -276,7 +274,7 @@ def train(
                 last, row = step == n_steps, dict[str, float]()
                 every = config.run.validate_every
                 if validation is not None and every is not None and (last or step % every == 0):
-                    used = model if ema is None else ema.module
+                    used: Any = model if ema is None else ema.module
                     row |= validated(used, validation, config, device)
                 if metrics is not None:
                     metrics.count(n_global, batch.waited_s)
