@@ -112,7 +112,7 @@ def _write(folder: Path, keep: int, state: TrainState, parts: Mapping[str, Any])
     try:
         aside.mkdir(parents=True)
         for name, part in parts.items():
-            torch.save(part, aside / f"{name}.pt")
+            _save(part, aside / f"{name}.pt")
         (aside / _CONFIG_FILE).write_text(state.config.model_dump_json(indent=1))
         (aside / _VOCABULARY_FILE).write_text(state.vocabulary.model_dump_json())
         files = {}
@@ -141,6 +141,17 @@ def _write(folder: Path, keep: int, state: TrainState, parts: Mapping[str, Any])
     for old in whole:
         if old not in kept:
             shutil.rmtree(old)
+
+
+def _save(part: Any, path: Path) -> None:
+    try:
+        with path.open("wb") as f:
+            torch.save(part, f)
+    except RuntimeError as error:
+        # Of a full disk torch says that a position is unexpected; why is behind it.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -30,6 +30,7 @@ from shards.mix import Mix
 from shards.order import Indices, share_of
 from shards.stream import read_stream
 from trainer.augment import augmented, draws, masked_genes, step_generator, thinned
+from trainer.batch import Batch, GenePlaces
 from trainer.caching import Embedded, backward_in_chunks
 from trainer.checkpoint import (
     CheckpointWriter,
@@ -130,7 +131,8 @@ def train(
         else:
             if config.model.image_weights is not None:
                 model.image.load(config.model.image_weights)
-            _fit(model, loader, order.batch(range(min(_FIT_ON, order.n))))
+            read = loader.read if loading.max_bad_samples == 0 else loader.read_sound
+            _fit(model, loader.places, read, order.batch(range(min(_FIT_ON, order.n))))
             if config.model.rank is not None and config.model.rank.means is not None:
                 n_without = model.set_means(vocabulary.genes, config.model.rank.means)
                 print(f"{n_without} of {n_genes} genes are not in {config.model.rank.means}")
@@ -304,7 +306,8 @@ def train(
             if step > saved_step:
                 save()
             raise
-        clock.tell(step)
+        if profile_steps is not None:
+            clock.tell(profile_steps)
     return step >= n_steps
 
 
@@ -354,13 +357,16 @@ def added_loss(out: PairEmbedded, loss: LossConfig, share_B: torch.Tensor) -> to
     return torch.stack(terms).sum() if terms else None
 
 
-def _fit(model: PairModel, loader: Loader, indices: Indices) -> None:
+def _fit(
+    model: PairModel, places: GenePlaces, read: Callable[[Indices], Batch], indices: Indices
+) -> None:
     counts_SG, measured_SG = [], []
     for some in np.array_split(indices, -(-len(indices) // 256)):
-        batch = loader.read(some).to(torch.device("cpu"))
-        genes = gene_input(batch, loader.places, 0)
-        counts_SG.append(genes.counts_BG)
-        measured_SG.append(genes.measured_BG)
+        batch = read(some).to(torch.device("cpu"))
+        genes = gene_input(batch, places, 0)
+        sound_B = batch.weight_B > 0
+        counts_SG.append(genes.counts_BG[sound_B])
+        measured_SG.append(genes.measured_BG[sound_B])
     model.fit(torch.cat(counts_SG), torch.cat(measured_SG))
 
 
@@ -411,7 +417,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"{error}; what was saved before is whole: go on with --resume", file=sys.stderr)
+        fault = BadInput(
+            error.filename or "the folder of the run",
+            expected="a file that can be read and written",
+            found=error.strerror or str(error),
+            remedy="mend that, then go on with --resume: what was saved before is whole",
+        )
+        print(fault, file=sys.stderr)
         return 1
     if not done and caught:
         print("stopped by a signal; go on with --resume", file=sys.stderr)

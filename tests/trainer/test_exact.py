@@ -15,7 +15,9 @@ import psutil
 import pytest
 
 from trainer.checkpoint import checkpoints, read_meta
+from trainer.config import read_config
 from trainer.metrics import MEASURED, METRICS_FILE
+from trainer.train import train
 
 from .conftest import PLAIN, write_config
 
@@ -75,7 +77,7 @@ def test_200_steps_equal_100_then_a_kill_then_100(tiny_dataset: Path, tmp_path: 
     run, readers = {"checkpoint_every": 30}, {"workers": 1}
     before = set(_shared_memory())
     straight, cut = tmp_path / "straight", tmp_path / "cut"
-    finish(start(write_config(tmp_path, tiny_dataset, "straight", 200, run=run)))
+    train(read_config(write_config(tmp_path, tiny_dataset, "straight", 200, run=run)))
     config = write_config(tmp_path, tiny_dataset, "cut", 200, run=run, data_loading=readers)
     process = start(config)
     wait_for_step(process, cut, 100)
@@ -113,7 +115,7 @@ def test_ranks_and_readers_may_change(tiny_dataset: Path, tmp_path: Path) -> Non
             run={"checkpoint_every": 3},
         )
 
-    finish(start(config("one", 0)))
+    train(read_config(config("one", 0)))
     many = tmp_path / "many"
     for workers, ranks, step in ((1, 1, 3), (2, 2, 6)):
         process = start(config("many", workers), "--resume", ranks=ranks)
