@@ -167,7 +167,7 @@ def _mapped(path: Path, n: int) -> mmap.mmap | None:
             if os.fstat(file.fileno()).st_size != n_bytes:
                 return None
             rows = mmap.mmap(file.fileno(), n_bytes, access=mmap.ACCESS_READ)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     with memoryview(rows) as whole:
         crc = zlib.crc32(whole[HEADER_BYTES:])
