@@ -331,3 +331,19 @@ print(resource.getrlimit(resource.RLIMIT_NOFILE)[0], len(stream.shards))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stderr == ""
     assert done.stdout.split() == ["24", "13"]
+
+
+def test_reading_imports_nothing_heavy(dataset: Path, tmp_path: Path) -> None:
+    # Many processes read, and each pays for its imports in time and memory.
+    script = f"""
+import sys
+from pathlib import Path
+from shards.stream import read_stream
+stream = read_stream([Path({str(dataset)!r})], "train", index_cache=Path({str(tmp_path)!r}))
+stream.read(range(len(stream)))
+stream.fault(3, expected="", found="")
+print(*sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stderr == ""
+    assert not {"torch", "pandas", "scipy", "pyarrow.dataset"} & set(done.stdout.split())
