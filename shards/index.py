@@ -167,7 +167,7 @@ def _mapped(path: Path, n: int) -> mmap.mmap | None:
             if os.fstat(file.fileno()).st_size != n_bytes:
                 return None
             rows = mmap.mmap(file.fileno(), n_bytes, access=mmap.ACCESS_READ)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     with memoryview(rows) as whole:
         crc = zlib.crc32(whole[HEADER_BYTES:])
@@ -196,9 +196,8 @@ def _rows_of(shard: Shard) -> npt.NDArray[np.void]:
     table = _table_of(shard)
     columns = [f"{member}_{what}" for member in _MEMBERS for what in ("offset", "size")]
     try:
-        found = pq.read_table(io.BytesIO(table), columns=[*columns, "crc32"])
-        column = {name: found[name].fill_null(0).to_numpy().astype(np.int64) for name in columns}
-        crc32 = found["crc32"].to_numpy()
+        found = pq.ParquetFile(io.BytesIO(table)).read(columns=[*columns, "crc32"])
+        column = {name: _numbers(found[name]) for name in [*columns, "crc32"]}
     except (pa.ArrowException, KeyError) as error:
         raise _bad_table(shard, "a table with the columns of INDEX_SCHEMA", str(error)) from error
     if found.num_rows != shard.n_samples:
@@ -223,8 +222,13 @@ def _rows_of(shard: Shard) -> npt.NDArray[np.void]:
             f"row {int(np.argmin(lies_well))} tells otherwise",
         )
     rows["jpg_block"], rows["jpg_size"] = start // _BLOCK, column["jpg_size"]
-    rows["crc32"] = crc32
+    rows["crc32"] = column["crc32"]
     return rows
+
+
+def _numbers(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    # Not by to_numpy or fill_null: they import pandas, which takes a reading process seconds.
+    return np.array([number or 0 for number in column.to_pylist()], dtype=np.int64)
 
 
 def _table_of(shard: Shard) -> bytes:
@@ -258,10 +262,10 @@ def no_table(table: Path) -> BadInput:
     )
 
 
-def keys_of(shard: Shard, rows: Sequence[int] | npt.NDArray[np.int64]) -> list[str]:
+def keys_of(shard: Shard, rows: Sequence[int]) -> list[str]:
     """Keys of the samples in `rows` of the shard, from its table. Raises BadInput without it."""
-    column = pq.read_table(io.BytesIO(_content(shard.table)), columns=["key"])["key"]
-    return [str(key) for key in column.take(pa.array(rows, pa.int64())).to_pylist()]
+    column = pq.ParquetFile(io.BytesIO(_content(shard.table))).read(columns=["key"])["key"]
+    return [str(column[row].as_py()) for row in rows]
 
 
 def sample_fault(shard: Shard, row: int, *, expected: str, found: str) -> BadInput:

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from shards.keyed import F64, FEISTEL_ROUNDS, GOLDEN, half_bits, keys, mixed, permuted, uniform
+from shards.keyed import F64, GOLDEN, keys, mixed, permuted, uniform
 
 Indices = npt.NDArray[np.int64]
 
@@ -71,12 +71,10 @@ class Shuffled:
         )
 
     def _of_epoch(self, epoch: int, within: range) -> Indices:
-        k = len(within)
         return permuted(
             np.arange(within.start, within.stop, dtype=np.uint64),
-            np.broadcast_to(np.uint64(self.n), k),
-            np.broadcast_to(half_bits(self.n), k),
-            np.broadcast_to(keys(self.seed, epoch, self.what)[:, None], (FEISTEL_ROUNDS, k)),
+            np.array([self.n], dtype=np.uint64),
+            keys(self.seed, epoch, self.what)[:, None],
         )
 
 
@@ -97,7 +95,6 @@ class Balanced:
         self.what = what
         self._sizes = all_sizes[all_sizes > 0]
         self._starts = starts[all_sizes > 0]
-        self._half = np.array([half_bits(int(n)) for n in self._sizes], dtype=np.uint64)
 
     def batch(self, positions: range) -> Indices:
         """The samples at `positions`, in their order."""
@@ -123,7 +120,6 @@ class Balanced:
         of_group = permuted(
             j.astype(np.uint64),
             self._sizes[group].astype(np.uint64),
-            self._half[group],
             mixed(key[:, None] + group.astype(np.uint64) * GOLDEN),
         )
         found: Indices = self._starts[group] + of_group

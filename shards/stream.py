@@ -164,7 +164,9 @@ class Stream:
         found: dict[int, str] = {}
         for s in np.unique(shards).tolist():
             places = np.flatnonzero(shards == s)
-            found |= zip(places.tolist(), keys_of(self.shards[s], rows[places]), strict=True)
+            found |= zip(
+                places.tolist(), keys_of(self.shards[s], rows[places].tolist()), strict=True
+            )
         return [found[place] for place in range(len(rows))]
 
     def table(self, columns: list[str]) -> pa.Table:
