@@ -6,7 +6,6 @@ import errno
 import mmap
 import os
 import resource
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Final, Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
+from imagecodecs import deflate_crc32  # 3 to 8 times as fast as zlib's
 
 from shards.artifact import sha256_of
 from shards.errors import BadInput, BadSetting
@@ -223,16 +223,16 @@ def read_at(file: int, n_bytes: int, start: int, shard: Shard) -> memoryview:
 def unpacked(data: memoryview, span: Span, shard: Shard, row: int) -> Pair | BadInput:
     """The sample in `data`, the bytes of `span`, if they are whole; else what is wrong with it."""
     jpeg = data[: span.jpg_size]
-    crc = zlib.crc32(jpeg)
+    crc = deflate_crc32(jpeg)  # type: ignore[arg-type]  # takes any buffer
     counts = neighbors = None
     try:
         if span.counts_size:
             content = data[span.counts_at : span.counts_at + span.counts_size]
-            crc = zlib.crc32(content, crc)
+            crc = deflate_crc32(content, crc)  # type: ignore[arg-type]  # takes any buffer
             counts = _npy_rows(content, 2)
         if span.neighbors_size:
             content = data[span.neighbors_at : span.size]
-            crc = zlib.crc32(content, crc)
+            crc = deflate_crc32(content, crc)  # type: ignore[arg-type]  # takes any buffer
             neighbors = _npy_rows(content, 3)
     except (ValueError, IndexError):
         damaged = True

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
+from itertools import islice
 from typing import Any, Final
 
 import numpy as np
@@ -22,13 +22,16 @@ import simplejpeg
 
 from shards.errors import BadInput
 from shards.order import Indices
-from shards.reader import Reader
+from shards.reader import Pair, Reader
 from shards.stream import Stream
 
 Unsigned = npt.NDArray[np.unsignedinteger[Any]]
 RowFault = tuple[int, BadInput]  # row of the chunk, and what is wrong with its sample
 
-_ALIGNED = 64  # bytes: a cache line
+_ALIGNED: Final = 64  # bytes: a cache line
+# Samples are read, then decoded, some at a time: what either does is still in the processor's cache
+# at the next, and so is what was read.
+_AT_A_TIME: Final = 32
 _NOTHING: Final = {n: np.zeros((n, 0), dtype=np.uint16) for n in (2, 3)}
 
 
@@ -82,6 +85,7 @@ class Slot:
         self.layout = layout
         self.header, self.index = views["header"], views["index"]
         self.panel, self.weight, self.image = views["panel"], views["weight"], views["image"]
+        self.pictures = list(self.image)  # made once: what is done for every sample counts
         self._counts = views["counts_row"], views["counts"]
         self._neighbors = views["neighbors_row"], views["neighbors"]
 
@@ -177,46 +181,52 @@ class Filler:
         Raises BadInput where the dataset as a whole cannot be read.
         """
         n = slot.n_rows
-        index = slot.index[:n]
-        asked = np.flatnonzero(index >= 0)
+        asked = np.flatnonzero(slot.index[:n] >= 0)
         row_of = asked.tolist()
-        faults: list[RowFault] = []
-        counts, neighbors = [_NOTHING[2]] * n, [_NOTHING[3]] * n
-        panel, weight, image = slot.panel, slot.weight, slot.image
-        panel[:n], weight[:n] = 0, 0
-        shape, decode = image.shape[1:], simplejpeg.decode_jpeg
-        for place, pair in self._reader.each(index[asked]):
-            row = row_of[place]
-            if isinstance(pair, BadInput):
-                faults.append((row, pair))
-                continue
-            try:
-                decoded = decode(pair.jpeg, "RGB", buffer=image[row])
-            except ValueError as error:
-                faults.append((row, self._fault(slot, row, "a JPEG", str(error))))
-                continue
-            if decoded.shape != shape:
-                found = f"one of {decoded.shape[1]} × {decoded.shape[0]} px"
-                faults.append((row, self._fault(slot, row, f"a patch of {shape[0]} px", found)))
-                continue
-            if pair.counts is None:
-                faults.append((row, self._fault(slot, row, "counts", "a sample without them")))
-                continue
-            panel[row], weight[row] = pair.panel, 1
-            counts[row] = pair.counts
-            if pair.neighbors is not None:
-                neighbors[row] = pair.neighbors
+        faults: dict[int, BadInput] = {}
+        counts: list[Unsigned] = [_NOTHING[2]] * n
+        neighbors: list[Unsigned] = [_NOTHING[3]] * n
+        panel = [0] * n
+        reading = self._reader.each(slot.index[asked])
+        while some := list(islice(reading, _AT_A_TIME)):
+            for place, pair in some:
+                row = row_of[place]
+                if isinstance(pair, BadInput):
+                    faults[row] = pair
+                elif pair.counts is None:
+                    faults[row] = self._fault(slot, row, "counts", "a sample without them")
+                elif (fault := self._decode(pair, slot, row)) is not None:
+                    faults[row] = fault
+                else:
+                    counts[row], panel[row] = pair.counts, pair.panel
+                    if pair.neighbors is not None:
+                        neighbors[row] = pair.neighbors
+        slot.panel[:n] = panel
         packed = _packed(counts), self._nearest(neighbors)
         if strange := self._strange(slot, *packed):
-            faults += strange
-            for row, _ in strange:
+            faults |= strange
+            for row in strange:
                 counts[row], neighbors[row] = _NOTHING[2], _NOTHING[3]
-                weight[row] = 0
             packed = _packed(counts), self._nearest(neighbors)
         slot.put(*packed)
-        for row in np.flatnonzero(weight[:n] == 0).tolist():
-            image[row] = 0
-        return sorted(faults, key=itemgetter(0))
+        slot.weight[:n] = slot.index[:n] >= 0
+        for row in faults:
+            slot.panel[row] = slot.weight[row] = 0
+        for row in np.flatnonzero(slot.weight[:n] == 0).tolist():
+            slot.pictures[row][:] = 0
+        return sorted(faults.items())
+
+    def _decode(self, pair: Pair, slot: Slot, row: int) -> BadInput | None:
+        """The patch into its row; or what is wrong with the sample."""
+        try:
+            decoded = simplejpeg.decode_jpeg(pair.jpeg, "RGB", buffer=slot.pictures[row])
+        except ValueError as error:
+            return self._fault(slot, row, "a JPEG", str(error))
+        if decoded.shape != slot.pictures[row].shape:
+            height, width, _ = decoded.shape
+            expected = f"a patch of {self._layout.size_px} px"
+            return self._fault(slot, row, expected, f"one of {width} × {height} px")
+        return None
 
     def _nearest(self, parts: list[Unsigned]) -> Sparse:
         if self._layout.neighbors == 0:
@@ -225,7 +235,7 @@ class Filler:
         near = read.values[0] < self._layout.neighbors
         return Sparse(read.row[near], read.values[:, near])
 
-    def _strange(self, slot: Slot, counts: Sparse, neighbors: Sparse) -> list[RowFault]:
+    def _strange(self, slot: Slot, counts: Sparse, neighbors: Sparse) -> dict[int, BadInput]:
         # A gene beyond the panel would stop a GPU without a word, and too many entries would run
         # into the next slot: no writer of ours makes them.
         n = slot.n_rows
@@ -234,13 +244,9 @@ class Filler:
         for sparse, gene, times in ((counts, 0, 1), (neighbors, 1, self._layout.neighbors)):
             bad_B |= np.bincount(sparse.row, minlength=n) > genes_B * times
             bad_B[sparse.row[sparse.values[gene] >= genes_B[sparse.row]]] = True
-        return [
-            (
-                row,
-                self._fault(slot, row, f"genes of a panel of {genes_B[row]}, each once", "others"),
-            )
-            for row in np.flatnonzero(bad_B).tolist()
-        ]
+        expected = "counts of genes of the panel, each once"
+        rows = np.flatnonzero(bad_B).tolist()
+        return {row: self._fault(slot, row, expected, "others") for row in rows}
 
     def _fault(self, slot: Slot, row: int, expected: str, found: str) -> BadInput:
         return self._stream.fault(int(slot.index[row]), expected=expected, found=found)
