@@ -131,7 +131,8 @@ def trained(run: Path, dataset: Path, preset: str, sections: Sections) -> dict[s
     if not found.exists():
         run.mkdir(parents=True, exist_ok=True)
         config = run / "train.toml"
-        config.write_text(toml(run, dataset, preset, sections))
+        out = {"run": {"out": str(run / "model"), "validate_every": 100, "device": "cpu"}}
+        config.write_text(toml(dataset, preset, out | sections))
         module("train", config, "--resume")
         newest = max((run / "model" / "checkpoints").glob("step-*"))
         module("evaluate", newest, dataset, "--out", found.parent)
@@ -143,10 +144,10 @@ def module(name: str, *words: str | Path) -> None:
     subprocess.run([sys.executable, "-m", f"trainer.{name}", *map(str, words)], check=True)
 
 
-def toml(run: Path, dataset: Path, preset: str, sections: Sections) -> str:
-    merged = {"run": {"out": str(run / "model"), "validate_every": 100, "device": "cpu"}}
+def toml(dataset: Path, preset: str, sections: Sections) -> str:
+    """A train config."""
     lines = [f'preset = "{preset}"', f'data = "{dataset}"']
-    for name, values in (merged | sections).items():
+    for name, values in sections.items():
         lines.append(f"[{name}]")
         lines += [f"{key} = {_inline(value)}" for key, value in values.items()]
     return "\n".join(lines)

@@ -249,18 +249,21 @@ def _with_preset(path: Path, raw: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+# Tables that a preset and a config share key by key; others, such as a network's options, are
+# given whole.
+_TABLES = {"rank", "graph", "block"}
+
+
 def _over(preset: Any, given: Any) -> Any:
     """What is given over what the preset has, key by key; of two ways to give a length, one.
 
     TOML has no null: "none" stands for it.
     """
-    if given == "none":
-        return None
     if not (isinstance(preset, dict) and isinstance(given, dict)):
-        return given
+        return None if given == "none" else given
     merged = dict(preset)
     for key, value in given.items():
-        merged[key] = _over(preset.get(key), value)
+        merged[key] = _over(preset.get(key) if key in _TABLES else None, value)
         for one, other in (("steps", "epochs"), ("warmup_steps", "warmup_epochs")):
             if key in (one, other):
                 merged |= {k: None for k in (one, other) if k in preset and k not in given}

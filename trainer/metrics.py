@@ -151,6 +151,10 @@ class Clock:
     def add(self, name: str, seconds: float) -> None:
         self._spent_s[name] = self._spent_s.get(name, 0.0) + seconds
 
+    def restart(self) -> None:
+        """Forget what was spent so far."""
+        self._spent_s = {}
+
     def _now(self) -> float:
         if self._on and self._device.type == "cuda":
             torch.cuda.synchronize(self._device)

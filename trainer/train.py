@@ -160,9 +160,11 @@ def train(
                 f"{world.size} x {device}; steps {step} to {n_steps}",
                 flush=True,
             )
-        last_step = n_steps if profile_steps is None else min(n_steps, step + profile_steps)
-        if step >= last_step:
+        if step >= n_steps:
             return True
+        first_step, last_step = step, n_steps
+        if profile_steps is not None:  # after one that warms up
+            last_step = min(n_steps, step + 1 + profile_steps)
 
         # --- the loop
         clock = Clock(profile_steps is not None, device)
@@ -270,6 +272,8 @@ def train(
                     optimizer.zero_grad(set_to_none=True)
                     if ema is not None:
                         ema.update_parameters(model)
+                if step == first_step:
+                    clock.restart()
                 step, cursor, n_bad = step + 1, cursor + n_global, n_bad + int(n_faults)
 
                 # What is told, kept and checked.
@@ -307,7 +311,7 @@ def train(
                 save()
             raise
         if profile_steps is not None:
-            clock.tell(profile_steps)
+            clock.tell(step - first_step - 1)
     return step >= n_steps
 
 
