@@ -54,9 +54,15 @@ class _Worker:
     line: Connection
     asked: deque[int] = field(default_factory=deque)
 
+    # A process that has ended cannot be told anything: it is noticed where it is next heard.
+
+    def hand_over(self, job: Job) -> None:
+        with suppress(OSError):
+            self.line.send(job)
+
     def ask(self, slot: int) -> None:
         self.asked.append(slot)
-        with suppress(OSError):  # it has ended: noticed where it is next heard
+        with suppress(OSError):
             self.line.send_bytes(SLOT.pack(slot))
 
 
@@ -76,6 +82,8 @@ class Crew:
         try:
             for _ in range(n_workers):
                 self._workers.append(self._started())
+            for worker in self._workers:
+                worker.hand_over(job)
         except BaseException:
             self.close()
             raise
@@ -97,9 +105,6 @@ class Crew:
             worker.line.close()
             worker.process.kill()
             worker.process.wait()
-
-    def pids(self) -> list[int]:
-        return [worker.process.pid for worker in self._workers]
 
     def begin(self, slot: int, lane: int) -> None:
         """Ask for `slot`. Slots of a lane go to one worker as long as there are enough lanes."""
@@ -140,11 +145,10 @@ class Crew:
                 command,
                 pass_fds=fds,
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": path},
+                # glibc else gives memory back between samples, and takes it again page by page.
+                env={**os.environ, "PYTHONPATH": path, "MALLOC_TRIM_THRESHOLD_": str(64 << 20)},
             )
-        worker = _Worker(process, here)
-        here.send(self._job)
-        return worker
+        return _Worker(process, here)
 
     def _replaced(self, worker: _Worker) -> _Worker:
         worker.line.close()
@@ -166,6 +170,7 @@ class Crew:
             len(worker.asked),
         )
         started = self._started()
+        started.hand_over(self._job)
         for slot in worker.asked:
             started.ask(slot)
         return started

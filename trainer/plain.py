@@ -15,7 +15,7 @@ from shards.order import Indices
 from shards.reader import Pair
 from shards.stream import Stream
 from trainer.batch import Batch, Fault, neighbors_of
-from trainer.ring import Layout, Sparse, Unsigned
+from trainer.ring import GENES_EXPECTED, Layout, Sparse, Unsigned
 
 _Row = tuple[int, Pair | BadInput | None]  # None is padding
 
@@ -88,7 +88,12 @@ class Collate:
         near = pair.neighbors
         if near is None:
             near = np.zeros((3, 0), dtype=np.uint16)
-        return image, pair.counts, near[:, near[0] < self._layout.neighbors], pair.panel
+        near = near[:, near[0] < self._layout.neighbors]
+        n_genes = len(self._stream.panels[pair.panel].genes)
+        for gene, most in ((pair.counts[0], n_genes), (near[1], n_genes * self._layout.neighbors)):
+            if len(gene) > most or (gene >= n_genes).any():
+                raise fault(index, expected=GENES_EXPECTED, found="others")
+        return image, pair.counts, near, pair.panel
 
 
 def _joined(parts: list[Unsigned]) -> Sparse:

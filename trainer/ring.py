@@ -28,6 +28,7 @@ from shards.stream import Stream
 Unsigned = npt.NDArray[np.unsignedinteger[Any]]
 RowFault = tuple[int, BadInput]  # row of the chunk, and what is wrong with its sample
 
+GENES_EXPECTED: Final = "counts of genes of the panel, each once"
 _ALIGNED: Final = 64  # bytes: a cache line
 # Samples are read, then decoded, some at a time: what either does is still in the processor's cache
 # at the next, and so is what was read.
@@ -244,9 +245,8 @@ class Filler:
         for sparse, gene, times in ((counts, 0, 1), (neighbors, 1, self._layout.neighbors)):
             bad_B |= np.bincount(sparse.row, minlength=n) > genes_B * times
             bad_B[sparse.row[sparse.values[gene] >= genes_B[sparse.row]]] = True
-        expected = "counts of genes of the panel, each once"
         rows = np.flatnonzero(bad_B).tolist()
-        return {row: self._fault(slot, row, expected, "others") for row in rows}
+        return {row: self._fault(slot, row, GENES_EXPECTED, "others") for row in rows}
 
     def _fault(self, slot: Slot, row: int, expected: str, found: str) -> BadInput:
         return self._stream.fault(int(slot.index[row]), expected=expected, found=found)
