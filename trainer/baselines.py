@@ -15,8 +15,9 @@ import torch
 
 from shards.errors import BadInput
 from shards.stream import Stream
-from trainer.batch import dense_counts, expression
+from trainer.batch import dense_counts
 from trainer.data import Loader
+from trainer.genes import expression
 from trainer.retrieval import Embedding
 from trainer.vocabulary import Vocabulary
 

@@ -183,12 +183,6 @@ def dense_neighbors(
     return counts_BKG[:, :k, :n_genes], present_BK[:, :k]
 
 
-def expression(counts_BG: torch.Tensor) -> torch.Tensor:
-    """log1p of counts per 10,000 of the cell; 0 for a cell without counts."""
-    total_B1 = counts_BG.sum(dim=1, keepdim=True).clamp_min(1)
-    return torch.log1p(counts_BG * (10_000 / total_B1))
-
-
 def no_faults(batch: Batch) -> Batch:
     """The batch, where all of its samples could be read. Raises BadInput with the first fault."""
     if batch.faults:

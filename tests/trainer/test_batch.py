@@ -16,7 +16,6 @@ from trainer.batch import (
     Neighbors,
     dense_counts,
     dense_neighbors,
-    expression,
 )
 from trainer.vocabulary import Vocabulary
 
@@ -68,7 +67,9 @@ def test_dense_counts_and_neighbors_are_those_of_a_loop(
             if place >= 0:
                 around[row, ordinal, place] += count
     batch = _batch(entries, panels).to(CPU)
-    known = GenePlaces(torch.tensor(places), torch.ones(2, N_GENES, dtype=torch.bool))
+    known = GenePlaces(
+        torch.tensor(places), torch.ones(2, N_GENES, dtype=torch.bool), torch.zeros(2)
+    )
     np.testing.assert_array_equal(dense_counts(batch, known, N_GENES).numpy(), counts)
     found_BKG, present_BK = dense_neighbors(batch, known, N_GENES, k)
     np.testing.assert_array_equal(found_BKG.numpy(), around)
@@ -77,7 +78,7 @@ def test_dense_counts_and_neighbors_are_those_of_a_loop(
 
 def test_a_batch_read_without_neighbors_has_none_to_give() -> None:
     batch = Batch(**{f: getattr(_batch([], [0] * 4), f) for f in _FIELDS}).to(CPU)
-    known = GenePlaces(torch.zeros(1, 5, dtype=torch.int64), torch.ones(1, N_GENES))
+    known = GenePlaces(torch.zeros(1, 5, dtype=torch.int64), torch.ones(1, N_GENES), torch.zeros(1))
     with pytest.raises(ValueError, match="without neighbours"):
         dense_neighbors(batch, known, N_GENES, 2)
 
@@ -94,12 +95,6 @@ def test_on_its_device_a_batch_is_of_types_to_compute_with() -> None:
     }
     assert batch.count_N.dtype == batch.neighbors.count_M.dtype == torch.float32
     assert batch.count_N.tolist() == [3, 70_000]
-
-
-def test_expression_is_log1p_per_ten_thousand() -> None:
-    found = expression(torch.tensor([[1.0, 3.0, 0.0], [0.0, 0.0, 0.0]]))
-    want = torch.log1p(torch.tensor([[2500.0, 7500.0, 0.0], [0.0, 0.0, 0.0]]))
-    torch.testing.assert_close(found, want)
 
 
 def test_places_of_panels_of_different_widths() -> None:

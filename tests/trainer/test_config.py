@@ -58,7 +58,8 @@ def test_a_length_replaces_the_presets_and_none_stands_for_null(tmp_path: Path) 
     path = tmp_path / "train.toml"
     path.write_text(
         'preset = "past"\ndata = "a"\n[run]\nout = "run"\n'
-        '[optim]\nsteps = 50\nwarmup_steps = 5\n[model]\ngraph = "none"\nrank = { depth = 2 }\nimage_options = { drop_rate = 0.1 }\n'
+        '[optim]\nsteps = 50\nwarmup_steps = 5\n[model]\ngraph = "none"\nrank = { depth = 2 }\n'
+        "image_options = { drop_rate = 0.1 }\n"
     )
     config = read_config(path)
     assert (config.optim.steps, config.optim.epochs) == (50, None)
