@@ -254,19 +254,19 @@ def _with_preset(path: Path, raw: dict[str, Any]) -> dict[str, Any]:
 _TABLES = {"rank", "graph", "block"}
 
 
-def _over(preset: Any, given: Any) -> Any:
+def _over(preset: dict[str, Any] | None, given: Any) -> Any:
     """What is given over what the preset has, key by key; of two ways to give a length, one.
 
     TOML has no null: "none" stands for it.
     """
-    if not (isinstance(preset, dict) and isinstance(given, dict)):
+    if not isinstance(given, dict):
         return None if given == "none" else given
-    merged = dict(preset)
+    merged = dict(preset or {})
     for key, value in given.items():
-        merged[key] = _over(preset.get(key) if key in _TABLES else None, value)
+        merged[key] = _over(merged.get(key) if key in _TABLES else None, value)
         for one, other in (("steps", "epochs"), ("warmup_steps", "warmup_epochs")):
             if key in (one, other):
-                merged |= {k: None for k in (one, other) if k in preset and k not in given}
+                merged |= {k: None for k in (one, other) if k in merged and k not in given}
     return merged
 
 

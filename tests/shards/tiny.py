@@ -91,6 +91,7 @@ def write_tiny_dataset(
     max_samples: int = 20,
     seed: int = 0,
     n_not_assessed: int | None = None,
+    panel: Panel | None = None,
     changed: Callable[[list[Sample]], list[Sample]] = lambda samples: samples,
 ) -> Path:
     """One run a donor, under `root`, laid out as `curate` lays it out; returns `root`.
@@ -99,7 +100,7 @@ def write_tiny_dataset(
     `changed` makes of each donor's samples what is written.
     """
     donors = donors or {"D1": "train", "D2": "train", "D3": "test"}
-    panel = tiny_panel()
+    panel = panel or tiny_panel()
     write_atomically(root / panel_path(panel.panel_id), panel.model_dump_json(indent=1).encode())
     runs, shards = [], {split: [] for split in ("train", "val", "test")}
     for k, (donor, split) in enumerate(donors.items()):

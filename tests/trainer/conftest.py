@@ -38,18 +38,18 @@ def write_config(
     """`folder/OUT.toml`: TINY with other values in its sections."""
     lines = ['preset = "small"', f'data = "{dataset}"']
     given = {"optim": {"steps": steps}, "run": {"out": out}}
-    for name, values in TINY.items():
+    for name, values in ({"loss": {}} | TINY).items():
         merged = values | given.get(name, {}) | sections.get(name, {})
-        lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in merged.items())]
-    lines += [
-        line
-        for name, values in sections.items()
-        if name not in TINY
-        for line in (f"[{name}]", *(f"{k} = {json.dumps(v)}" for k, v in values.items()))
-    ]
+        lines += [f"[{name}]", *(f"{key} = {_inline(value)}" for key, value in merged.items())]
     path = folder / f"{out}.toml"
     path.write_text("\n".join(lines))
     return path
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{k} = {_inline(v)}" for k, v in value.items()) + " }"
+    return json.dumps(value)
 
 
 @pytest.fixture(autouse=True)
