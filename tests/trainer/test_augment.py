@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.augment import drawn_views, plain_views, restained, step_generator, thinned, views
+from trainer.batch import Batch
 from trainer.config import PRESETS, DataLoadingConfig
-from trainer.data import Batch
 
 CONFIG = DataLoadingConfig.model_validate(PRESETS["small"]["data_loading"])
 
