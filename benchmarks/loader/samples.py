@@ -73,7 +73,9 @@ def _write_run(
     run: str, donor: str, panel: Panel, n: int, seed: int, folder: Path, blocks: Path
 ) -> dict[str, Any]:
     totals = Totals(seen=n, kept=n, dropped={}, noted={})
-    infos = write_shards(folder, _samples(panel, donor, n, seed), run=run, max_samples=1024)
+    infos = write_shards(
+        folder, _samples(panel, donor, n, seed), run=run, max_samples=min(1024, n // 3)
+    )
     manifest = Manifest(
         run=run,
         source_id=None,
