@@ -243,7 +243,10 @@ def _clean(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace) -> int:
     from flows.training import run_trainer
 
-    return run_trainer("train", str(args.config), *(["--resume"] if args.resume else []))
+    how = ["--resume"] if args.resume else []
+    if args.init_from is not None:
+        how = ["--init-from", str(args.init_from)]
+    return run_trainer("train", str(args.config), *how)
 
 
 def _evaluate(args: argparse.Namespace) -> int:

@@ -15,10 +15,6 @@ _LATER = {
     "predict": "curate a run and use its shards",
     "export": "read the shards with webdataset and the .parquet beside each tar",
 }
-# The same for options, by command.
-_LATER_OPTIONS = {
-    ("train", "--init-from"): "give the image weights by model.image_weights, or start anew",
-}
 _BUNDLE = "its folder, zip or SpatialData store"
 _ALIGNMENT = "auto (default), or 10x matrix or keypoints of this slide, to be refined"
 EXIT_CODES = (
@@ -33,9 +29,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     Exits with 2 and words to stderr on usage that is none. Raises BadInput for what the interface
     names and this version does not have.
     """
-    for (name, option), instead in _LATER_OPTIONS.items():
-        if argv[:1] == [name] and option in argv:
-            raise not_there_yet("command line", f"`cellpair {name} {option}`", instead)
     parser, commands = _parsers()
     if argv and not argv[0].startswith("-") and argv[0] not in {*commands, *_LATER}:
         parser.error(f"there is no command {argv[0]}{_nearest(argv[0], commands)}")
@@ -95,7 +88,14 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
 
     p = add("train", "pretrain the contrastive image/gene model")
     p.add_argument("config", type=Path, metavar="CONFIG.toml", help="what to train on, and how")
-    p.add_argument("--resume", action="store_true", help="go on exactly where it stopped")
+    how = p.add_mutually_exclusive_group()
+    how.add_argument("--resume", action="store_true", help="go on exactly where it stopped")
+    how.add_argument(
+        "--init-from",
+        type=Path,
+        metavar="CKPT",
+        help="start anew with a checkpoint's weights alone",
+    )
 
     p = add("evaluate", "retrieval on held-out donors, and its page")
     p.add_argument("checkpoint", type=Path, help="a folder below checkpoints/ of a training")

@@ -26,11 +26,15 @@ class BadInput(ValueError):
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only fields: the default pickling of exceptions would call __init__ wrongly,
         # and these errors travel back from Dask workers.
-        return (_rebuild, (self.where, self.expected, self.found, self.remedy))
+        return (_rebuild, (type(self), self.where, self.expected, self.found, self.remedy))
 
 
-def _rebuild(where: str, expected: str, found: str, remedy: str) -> BadInput:
-    return BadInput(where, expected=expected, found=found, remedy=remedy)
+class BadSetting(BadInput):
+    """A setting or a folder of this machine is at fault, and no sample: it is never put aside."""
+
+
+def _rebuild(kind: type[BadInput], where: str, expected: str, found: str, remedy: str) -> BadInput:
+    return kind(where, expected=expected, found=found, remedy=remedy)
 
 
 class BadInputs(ValueError):

@@ -15,8 +15,11 @@ import torch
 
 from shards.errors import BadInput
 from shards.stream import Stream
-from trainer.data import Loader, Vocabulary, dense_counts, expression
+from trainer.batch import dense_counts
+from trainer.data import Loader
+from trainer.genes import expression
 from trainer.retrieval import Embedding
+from trainer.vocabulary import Vocabulary
 
 ALPHA: Final = 1.0  # on standardised features
 _BATCH_SIZE = 256
@@ -70,8 +73,8 @@ def _cells(loader: Loader, genes_G: npt.NDArray[np.bool_]) -> _Cells:
         density_BHWC = -torch.log((batch.image_BHWC.float() + 1) / 256)
         spread_B3, mean_B3 = torch.std_mean(density_BHWC, dim=(1, 2))
         stain.append(torch.cat([mean_B3, spread_B3], dim=1).numpy())
-        counts_BG = dense_counts(batch, len(genes_G))[:, torch.from_numpy(genes_G)]
-        expressed.append(expression(counts_BG).numpy())
+        counts_BG = dense_counts(batch.to(torch.device("cpu")), loader.places, len(genes_G))
+        expressed.append(expression(counts_BG[:, torch.from_numpy(genes_G)]).numpy())
     return _Cells(
         np.concatenate(stain).astype(np.float64),
         np.array([np.nan if a is None else a["area_um2"] for a in areas]),

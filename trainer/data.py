@@ -1,135 +1,65 @@
-"""Samples to batches: the union of gene panels, decoding ahead, what reaches the device."""
+"""A stream as batches for a model: checked against its vocabulary, read ahead, cut into steps."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+import itertools
+import time
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-import simplejpeg
-import torch
 
 from shards.errors import BadInput
-from shards.schema import Panel, Record
-from shards.stream import Indices, Order, Stream, batch_at
-
-
-class VocabularyGene(Record):
-    """One gene of the union of panels."""
-
-    species: str
-    symbol: str
-    ensembl: str | None
-
-
-class Vocabulary(Record):
-    """The genes that a model knows, in the order of its input; a checkpoint keeps it."""
-
-    genes: tuple[VocabularyGene, ...]
-
-    @classmethod
-    def union(cls, panels: Sequence[Panel]) -> Vocabulary:
-        """Every gene of the panels once, in the order in which they first name it.
-
-        Genes are the same if their Ensembl ids are, or, where one has none, species and symbol.
-        """
-        genes: list[VocabularyGene] = []
-        for panel in panels:
-            index, _ = _matched(genes, panel)
-            for gene, found in zip(panel.genes, index, strict=True):
-                if found < 0:
-                    genes.append(
-                        VocabularyGene(
-                            species=panel.species, symbol=gene.symbol, ensembl=gene.ensembl
-                        )
-                    )
-        return cls(genes=tuple(genes))
-
-    def places(self, panel: Panel) -> tuple[Indices, list[str]]:
-        """For each gene of the panel its place here, -1 if unknown; and the unknown symbols."""
-        return _matched(self.genes, panel)
-
-
-def _matched(genes: Sequence[VocabularyGene], panel: Panel) -> tuple[Indices, list[str]]:
-    by_ensembl = {(g.species, g.ensembl): i for i, g in enumerate(genes) if g.ensembl}
-    by_symbol = {(g.species, g.symbol): i for i, g in enumerate(genes)}
-    index = np.full(len(panel.genes), -1, dtype=np.int64)
-    unknown = []
-    for i, gene in enumerate(panel.genes):
-        place = by_ensembl.get((panel.species, gene.ensembl), -1) if gene.ensembl else -1
-        same_symbol = by_symbol.get((panel.species, gene.symbol), -1)
-        if place < 0 <= same_symbol and not (gene.ensembl and genes[same_symbol].ensembl):
-            place = same_symbol
-        index[i] = place
-        if place < 0:
-            unknown.append(gene.symbol)
-    return index, unknown
+from shards.order import Indices, Order
+from shards.stream import Stream
+from trainer.ahead import ReadAhead, Wanted, pinned
+from trainer.batch import Batch, GenePlaces, no_faults
+from trainer.config import DataLoadingConfig
+from trainer.crew import Crew, Hands, OwnHands
+from trainer.plain import plain_batches
+from trainer.ring import Filler, Layout, Ring
+from trainer.steps import Planned, planned_steps
+from trainer.vocabulary import Vocabulary
+from trainer.worker import Job
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """Samples as they reach the device: encoded no more, augmented not yet, counts still sparse.
+class Step:
+    """What one rank reads for one step of the optimiser.
 
-    `row_N`, `gene_N` and `count_N` are the non-zero counts: row of the batch, place in the
-    vocabulary, raw count. `weight_B` is 1 for samples and 0 for padding.
+    The batches hold this rank's share of the global batch at `positions`, padding with weight 0
+    among it, and are valid until the next step is asked for. `waited_s`: how long they were
+    waited for.
     """
 
-    index_B: Indices
-    image_BHWC: torch.Tensor  # uint8
-    row_N: torch.Tensor  # int64
-    gene_N: torch.Tensor  # int64
-    count_N: torch.Tensor  # float32
-    panel_B: torch.Tensor  # int64, into Loader.measured_PG
-    weight_B: torch.Tensor  # float32
-
-    def to(self, device: torch.device) -> Batch:
-        return Batch(
-            self.index_B,
-            self.image_BHWC.to(device, non_blocking=True),
-            self.row_N.to(device, non_blocking=True),
-            self.gene_N.to(device, non_blocking=True),
-            self.count_N.to(device, non_blocking=True),
-            self.panel_B.to(device, non_blocking=True),
-            self.weight_B.to(device, non_blocking=True),
-        )
-
-
-def dense_counts(batch: Batch, n_genes: int) -> torch.Tensor:
-    """(B, G) raw counts; genes of a panel that mean the same gene of the vocabulary add up."""
-    counts_BG = batch.count_N.new_zeros(len(batch.weight_B), n_genes)
-    return counts_BG.index_put_((batch.row_N, batch.gene_N), batch.count_N, accumulate=True)
-
-
-def expression(counts_BG: torch.Tensor) -> torch.Tensor:
-    """log1p of counts per 10,000 of the cell; 0 for a cell without counts."""
-    total_B1 = counts_BG.sum(dim=1, keepdim=True).clamp_min(1)
-    return torch.log1p(counts_BG * (10_000 / total_B1))
+    positions: range
+    chunks: list[Batch]
+    waited_s: float
 
 
 class Loader:
     """Batches of a stream against a vocabulary. Every sample must have counts.
 
-    `measured_PG` tells for each panel of the stream which genes of the vocabulary it measures.
-    Raises BadInput where patches differ in size or field of view, or no gene is known.
+    `neighbors_k` is how many neighbours' counts are read, 0 for none. `places` tells for
+    each panel of the stream where its genes are in the vocabulary, `measured_PG` which of the
+    vocabulary it measures. Raises BadInput where patches differ in size or field of view, or no
+    gene is known.
     """
 
-    def __init__(self, stream: Stream, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        vocabulary: Vocabulary,
+        *,
+        neighbors_k: int = 0,
+    ) -> None:
         self.stream = stream
         self.vocabulary = vocabulary
-        self._places = [vocabulary.places(panel)[0] for panel in stream.panels]
-        self.measured_PG = torch.zeros(len(stream.panels), len(vocabulary.genes), dtype=torch.bool)
-        for p, places in enumerate(self._places):
-            if not (places >= 0).any():
-                raise BadInput(
-                    f"panel {stream.panels[p].panel_id}",
-                    expected="genes that the model knows",
-                    found=f"none of its {len(places)}",
-                    remedy="use a model trained on this species and panel",
-                )
-            self.measured_PG[p, torch.from_numpy(places[places >= 0])] = True
+        self.neighbors_k = neighbors_k
+        self.places = GenePlaces.of(vocabulary, stream.panels)
+        self.measured_PG = self.places.measured_PG
         patches = {s.manifest.patch for s in stream.shards}
         shapes = sorted({(p.image, p.size_px, p.fov_um) for p in patches})
         if len(shapes) != 1:
@@ -159,64 +89,110 @@ class Loader:
         return fov_um
 
     def read(self, indices: Indices) -> Batch:
-        """The samples at `indices` of the stream, decoded."""
-        pairs = self.stream.read(indices)
-        image = np.empty((len(pairs), self.size_px, self.size_px, 3), dtype=np.uint8)
-        rows, genes, counts = [], [], []
-        for i, pair in enumerate(pairs):
-            try:
-                simplejpeg.decode_jpeg(pair.jpeg, colorspace="RGB", buffer=image[i])
-            except ValueError as error:
-                raise self.stream.fault(
-                    int(indices[i]), expected="a JPEG", found=str(error)
-                ) from error
-            if pair.counts is None:
-                raise self.stream.fault(
-                    int(indices[i]), expected="counts", found="a sample without them"
-                )
-            places = self._places[pair.panel][pair.counts[0]]
-            known = places >= 0
-            genes.append(places[known])
-            counts.append(pair.counts[1][known].astype(np.float32))
-            rows.append(np.full(len(genes[-1]), i, dtype=np.int64))
-        return Batch(
-            index_B=indices,
-            image_BHWC=torch.from_numpy(image),
-            row_N=torch.from_numpy(np.concatenate(rows)),
-            gene_N=torch.from_numpy(np.concatenate(genes)),
-            count_N=torch.from_numpy(np.concatenate(counts)),
-            panel_B=torch.tensor([pair.panel for pair in pairs]),
-            weight_B=torch.ones(len(pairs)),
-        )
+        """The samples at `indices` of the stream, in memory of its own.
 
-    def training(self, order: Order, cursor: int, batch_size: int, threads: int) -> Iterator[Batch]:
-        """Endless batches from `cursor` on, read and decoded ahead by `threads`, in order."""
-        positions = _training_positions(order.n, cursor, batch_size)
-        return self._ahead((order.indices(p) for p in positions), threads)
+        Raises BadInput with the first sample that cannot be read.
+        """
+        return no_faults(self.read_sound(indices))
 
-    def once(self, batch_size: int) -> Iterator[Batch]:
-        """Every sample once, by index."""
+    def read_sound(self, indices: Indices) -> Batch:
+        """As `read`, but samples that cannot be read are faults of the batch, of weight 0."""
+        with _read_ahead(self._job(len(indices), 1), iter([(indices, 0)]), 0) as ahead:
+            return ahead.take()
+
+    def once(self, batch_size: int, workers: int = 0) -> Iterator[Batch]:
+        """Every sample once, by index; a batch is valid until the next is asked for.
+
+        Raises BadInput with the first sample that cannot be read.
+        """
         n = len(self.stream)
         starts = range(0, n, batch_size)
-        return self._ahead((np.arange(s, min(s + batch_size, n)) for s in starts), 1)
+        wanted = ((np.arange(s, min(s + batch_size, n)), i) for i, s in enumerate(starts))
+        job = self._job(min(batch_size, n), 2 * workers + 1)
+        with _read_ahead(job, wanted, workers) as ahead:
+            for _ in starts:
+                yield no_faults(ahead.take())
+                ahead.give_back()
 
-    def _ahead(self, wanted: Iterator[Indices], threads: int) -> Iterator[Batch]:
-        # simplejpeg and pread release the interpreter's lock, so threads decode in parallel.
-        with ThreadPoolExecutor(threads, thread_name_prefix="read-ahead") as pool:
-            pending: deque[Future[Batch]] = deque()
-            try:
-                for indices in wanted:
-                    pending.append(pool.submit(self.read, indices))
-                    if len(pending) > 2 * threads:
-                        yield pending.popleft().result()
-                while pending:
-                    yield pending.popleft().result()
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
+    def training(
+        self, order: Order, cursor: int, config: DataLoadingConfig, rank: int = 0, size: int = 1
+    ) -> Generator[Step, None, None]:
+        """Endless steps of `rank` of `size` from `cursor` on, read ahead by `config.workers`.
+
+        The global batch of a step depends on `order`, `cursor` and `config.batch_size` alone.
+        Samples that cannot be read are faults of their batch.
+        """
+        if config.loader == "torch":
+            return self._plain_steps(order, cursor, config, rank, size)
+        return self._ring_steps(order, cursor, config, rank, size)
+
+    def _ring_steps(
+        self, order: Order, cursor: int, config: DataLoadingConfig, rank: int, size: int
+    ) -> Generator[Step, None, None]:
+        plan, read = itertools.tee(_plan(order, cursor, config, rank, size))
+        share = -(-config.batch_size // size)
+        rows = min(config.micro_batch or share, share)
+        n_chunks = -(-share // rows)
+        # A whole step ahead of the one in use, and for each worker what it has in hand.
+        n_slots = 2 * (n_chunks + config.workers) if config.workers else n_chunks
+        wanted = _with_lanes((step.chunks for step in plan), config)
+        job = replace(
+            self._job(rows, n_slots),
+            reading=config.reading,
+            piece_samples=config.block.piece_samples,
+            cache_bytes=config.cache_bytes,
+        )
+        with _read_ahead(job, wanted, config.workers) as ahead:
+            for step in read:
+                started_s = time.monotonic()
+                batches = [ahead.take() for _ in step.chunks]
+                yield Step(step.positions, batches, time.monotonic() - started_s)
+                ahead.give_back()
+
+    def _plain_steps(
+        self, order: Order, cursor: int, config: DataLoadingConfig, rank: int, size: int
+    ) -> Generator[Step, None, None]:
+        plan, read = itertools.tee(_plan(order, cursor, config, rank, size))
+        chunks = (chunk for step in plan for chunk in step.chunks)
+        batches = plain_batches(self.stream, self._job(1, 0).layout, chunks, config.workers)
+        for step in read:
+            started_s = time.monotonic()
+            found = [next(batches) for _ in step.chunks]
+            yield Step(step.positions, found, time.monotonic() - started_s)
+
+    def _job(self, rows: int, n_slots: int) -> Job:
+        genes = max(len(panel.genes) for panel in self.stream.panels)
+        layout = Layout(rows=rows, size_px=self.size_px, genes=genes, neighbors=self.neighbors_k)
+        return Job(self.stream, layout, n_slots)
 
 
-def _training_positions(n: int, cursor: int, batch_size: int) -> Iterator[range]:
-    while True:
-        batch = batch_at(cursor, n, batch_size)
-        yield batch
-        cursor = batch.stop
+def _plan(
+    order: Order, cursor: int, config: DataLoadingConfig, rank: int, size: int
+) -> Iterator[Planned]:
+    return planned_steps(order, cursor, config.batch_size, config.micro_batch, rank, size)
+
+
+def _with_lanes(
+    steps: Iterator[tuple[Indices, ...]], config: DataLoadingConfig
+) -> Iterator[Wanted]:
+    turn = itertools.count()
+    for chunks in steps:
+        for j, chunk in enumerate(chunks):
+            # Chunks that lie side by side in a block share pieces: one worker caches them.
+            together = config.reading == "block" and len(chunks) >= config.workers
+            yield chunk, j * config.workers // len(chunks) if together else next(turn)
+
+
+@contextmanager
+def _read_ahead(job: Job, wanted: Iterator[Wanted], workers: int) -> Iterator[ReadAhead]:
+    ring = Ring(job.layout, job.n_slots)
+    with ExitStack() as stack:
+        stack.callback(ring.close_file)
+        stack.enter_context(pinned(ring))
+        hands: Hands
+        if workers:
+            hands = stack.enter_context(Crew(ring, job, workers))
+        else:
+            reader = stack.enter_context(job.reader())
+            hands = OwnHands(ring, Filler(job.stream, reader, job.layout))
+        yield ReadAhead(ring, hands, wanted)

@@ -81,7 +81,8 @@ def evaluate(
         )
     model, vocabulary, config = read_model(checkpoint)
     where = chosen_device(device)
-    z_image, z_gene = embed(model.to(where), Loader(stream, vocabulary), config, where)
+    loader = Loader(stream, vocabulary, neighbors_k=config.model.neighbors_k)
+    z_image, z_gene = embed(model.to(where), loader, config, where)
 
     batches = random_batches(len(stream), BATCH_SIZE, SEED)
     shuffled = np.random.Generator(np.random.Philox(SEED + 1)).permutation(len(stream))

@@ -8,8 +8,8 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
+from shards.order import Indices
 from shards.schema import Record
-from shards.stream import Indices
 
 Embedding = npt.NDArray[np.float32]
 Direction = Literal["image_to_genes", "genes_to_image"]

@@ -25,6 +25,7 @@ _CURVES: Final[tuple[tuple[tuple[str, ...], str, bool], ...]] = (
     (("loss",), "contrastive loss", False),
     (("r1_image_to_genes", "r1_genes_to_image"), "R@1 in the training batch", False),
     (("val_r5_image_to_genes", "val_r5_genes_to_image"), "validation R@5 in batches", False),
+    (("runs_per_batch", "effective_runs"), "runs in a batch", False),
     (("lr",), "learning rate", False),
     (("temperature",), "temperature", False),
     (("grad_norm",), "gradient norm", True),

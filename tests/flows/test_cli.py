@@ -55,7 +55,7 @@ def test_usage_is_told(command: str, words: str, capsys: pytest.CaptureFixture[s
     assert words in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["predict a b", "train a --init-from b", "export d"])
+@pytest.mark.parametrize("command", ["predict a b", "export d"])
 def test_what_is_not_there_yet_says_so(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command.split()) == 2
     assert "not there yet" in capsys.readouterr().err

@@ -521,20 +521,6 @@ def test_blocks_on_dask_give_the_same_bytes(simulated: Path, tmp_path: Path) -> 
         assert (a / name).read_bytes() == (b / name).read_bytes(), name
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["predict", "a", "b"],
-        ["train", "t.toml", "--init-from", "c"],
-    ],
-)
-def test_what_is_not_there_yet_says_what_to_do(
-    capsys: pytest.CaptureFixture[str], words: list[str]
-) -> None:
-    assert main(words) == 2
-    assert "not there yet" in capsys.readouterr().err
-
-
 def test_info_tells_what_a_path_is(
     curated: Path, simulated: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

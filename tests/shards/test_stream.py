@@ -1,4 +1,4 @@
-"""The stream: order, exactly once, resume at any cursor, integrity."""
+"""The stream: what a dataset holds, composed and mixed; what shows when it is opened."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from shards.dataset import dataset_path, publish_dataset, read_dataset
 from shards.errors import BadInput
+from shards.order import Shuffled
 from shards.schema import Dataset, Split
-from shards.stream import Order, Stream, batch_at, read_stream, share_of
+from shards.stream import Stream, read_stream
 from tests.shards.tiny import tiny_panel, tiny_samples, write_tiny_dataset
 
 DONORS: dict[str, Split] = {"D1": "train", "D2": "train", "D3": "test"}
@@ -29,74 +30,12 @@ def train(dataset: Path) -> Stream:
     return read_stream([dataset], "train")
 
 
-@given(n=st.integers(1, 3000), seed=st.integers(0, 2**63), epoch=st.integers(0, 10_000))
-def test_every_epoch_is_a_permutation(n: int, seed: int, epoch: int) -> None:
-    order = Order(n, seed, "what")
-    found = order.indices(np.arange(epoch * n, (epoch + 1) * n))
-    assert np.array_equal(np.sort(found), np.arange(n))
-
-
-def test_order_depends_on_seed_epoch_and_dataset_alone() -> None:
-    n = 1000
-    first = Order(n, 1, "a").indices(range(n))
-    assert np.array_equal(first, Order(n, 1, "a").indices(range(n)))
-    for other in (
-        Order(n, 2, "a").indices(range(n)),
-        Order(n, 1, "b").indices(range(n)),
-        Order(n, 1, "a").indices(range(n, 2 * n)),
-    ):
-        assert np.mean(first == other) < 0.02
-
-
-def test_order_mixes() -> None:
-    # Rank correlation of a random permutation of 20,000 has a standard deviation of 0.007.
-    n = 20_000
-    found = Order(n, 0, "what").indices(range(n))
-    assert abs(np.corrcoef(np.arange(n), found)[0, 1]) < 0.035
-    assert abs(np.corrcoef(found[:-1], found[1:])[0, 1]) < 0.035
-
-
-def test_order_of_billions_needs_no_list() -> None:
-    order = Order(5_000_000_000, 3, "what")
-    found = order.indices([0, 1, 4_999_999_999, 5_000_000_000])
-    assert len(set(found.tolist())) == 4
-    assert (found < order.n).all()
-
-
-@given(
-    n=st.integers(1, 300),
-    batch_size=st.integers(1, 64),
-    world=st.integers(1, 9),
-    cut=st.integers(0, 10**6),
-)
-def test_batches_resume_anywhere_and_ranks_share_them(
-    n: int, batch_size: int, world: int, cut: int
-) -> None:
-    def batches(cursor: int, end: int) -> list[range]:
-        found = []
-        while cursor < end:
-            found.append(batch_at(cursor, n, batch_size))
-            cursor = found[-1].stop
-        return found
-
-    straight = batches(0, 2 * n)
-    assert [p for b in straight for p in b] == list(range(2 * n))
-    cursor = straight[cut % len(straight)].start
-    assert batches(cursor, 2 * n) == straight[cut % len(straight) :]
-    for batch in straight:
-        assert not (batch.start < n < batch.stop)
-        shares = [share_of(batch, rank, world) for rank in range(world)]
-        assert [p for share in shares for p in share] == list(batch)
-        sizes = [len(share) for share in shares]
-        assert max(sizes) - min(sizes) <= 1
-
-
 def test_reads_what_was_written(train: Stream) -> None:
     panel = tiny_panel()
     written = tiny_samples("run0", "D1", 50, panel, 0) + tiny_samples("run1", "D2", 50, panel, 1)
     assert len(train) == 100
     assert train.panels == (panel,)
-    order = Order(len(train), 0, train.fingerprint).indices(range(100))
+    order = Shuffled(len(train), 0, train.fingerprint).batch(range(100))
     for index, pair in zip(order, train.read(order), strict=True):
         assert pair.jpeg == written[index].image_jpeg
         assert pair.counts is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -90,18 +91,21 @@ def write_tiny_dataset(
     max_samples: int = 20,
     seed: int = 0,
     n_not_assessed: int | None = None,
+    panel: Panel | None = None,
+    changed: Callable[[list[Sample]], list[Sample]] = lambda samples: samples,
 ) -> Path:
     """One run a donor, under `root`, laid out as `curate` lays it out; returns `root`.
 
     `n_not_assessed` is what the totals say of samples without a registration error (all lack it).
+    `changed` makes of each donor's samples what is written.
     """
     donors = donors or {"D1": "train", "D2": "train", "D3": "test"}
-    panel = tiny_panel()
+    panel = panel or tiny_panel()
     write_atomically(root / panel_path(panel.panel_id), panel.model_dump_json(indent=1).encode())
     runs, shards = [], {split: [] for split in ("train", "val", "test")}
     for k, (donor, split) in enumerate(donors.items()):
         run = f"run{k}"
-        samples = tiny_samples(run, donor, n_per_donor, panel, seed + k)
+        samples = changed(tiny_samples(run, donor, n_per_donor, panel, seed + k))
         noted = {NOT_ASSESSED: n_per_donor if n_not_assessed is None else n_not_assessed}
         dropped = {"low_counts": 1}
         totals = Totals(seen=n_per_donor + 1, kept=n_per_donor, dropped=dropped, noted=noted)

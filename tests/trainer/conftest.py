@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,32 +14,42 @@ from shards.schema import Split
 from tests.shards.tiny import write_tiny_dataset
 from trainer.config import TrainConfig, read_config
 
-TINY = """
-preset = "small"
-data = "{data}"
-[model]
-image = "test_resnet"
-image_options = {{}}
-image_px = 32
-fov_um = "patch"
-gene_hidden = [32]
-embed_dim = 16
-[optim]
-steps = {steps}
-warmup_steps = 2
-lr = 3e-3
-[data_loading]
-batch_size = 48
-shift_um = 1.0
-[run]
-out = "{out}"
-device = "cpu"
-log_every = 1
-checkpoint_every = 4
-keep_checkpoints = 2
-"""
+TINY: dict[str, dict[str, Any]] = {
+    "model": {
+        "image": "test_resnet",
+        "image_px": 32,
+        "fov_um": "patch",
+        "gene_hidden": [32],
+        "embed_dim": 16,
+    },
+    "optim": {"warmup_steps": 2, "lr": 3e-3},
+    "data_loading": {"batch_size": 48, "shift_um": 1.0, "workers": 0},
+    "run": {"device": "cpu", "log_every": 1, "checkpoint_every": 4, "keep_checkpoints": 2},
+}
+# A network without batch statistics or chance, whose result does not depend on how a batch is cut.
+PLAIN = {"image": "test_vit", "dropout": 0.0}
 
 TinyConfig = Callable[..., TrainConfig]
+
+
+def write_config(
+    folder: Path, dataset: Path, out: str, steps: int, **sections: dict[str, Any]
+) -> Path:
+    """`folder/OUT.toml`: TINY with other values in its sections."""
+    lines = ['preset = "small"', f'data = "{dataset}"']
+    given = {"optim": {"steps": steps}, "run": {"out": out}}
+    for name, values in ({"loss": {}} | TINY).items():
+        merged = values | given.get(name, {}) | sections.get(name, {})
+        lines += [f"[{name}]", *(f"{key} = {_inline(value)}" for key, value in merged.items())]
+    path = folder / f"{out}.toml"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{k} = {_inline(v)}" for k, v in value.items()) + " }"
+    return json.dumps(value)
 
 
 @pytest.fixture(autouse=True)
@@ -57,9 +69,7 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_config(tiny_dataset: Path, tmp_path: Path) -> TinyConfig:
     """Writes a config into the test's folder and reads it: `tiny_config(out="a", steps=6)`."""
 
-    def write(*, out: str = "run", steps: int = 8, more: str = "") -> TrainConfig:
-        path = tmp_path / f"{out}.toml"
-        path.write_text(TINY.format(data=tiny_dataset, out=out, steps=steps) + more)
-        return read_config(path)
+    def write(*, out: str = "run", steps: int = 8, **sections: dict[str, Any]) -> TrainConfig:
+        return read_config(write_config(tmp_path, tiny_dataset, out, steps, **sections))
 
     return write

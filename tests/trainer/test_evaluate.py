@@ -19,14 +19,14 @@ from trainer.evaluate import Evaluation, evaluate, main
 from trainer.retrieval import Retrieval, ranks
 from trainer.train import train
 
-from .conftest import TINY
+from .conftest import write_config
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
-    (folder / "train.toml").write_text(TINY.format(data=tiny_dataset, out="run", steps=60))
-    train(read_config(folder / "train.toml"))
+    write_config(folder, tiny_dataset, "run", 60)
+    train(read_config(folder / "run.toml"))
     return checkpoints(folder / "run" / "checkpoints")[-1]
 
 

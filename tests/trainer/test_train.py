@@ -17,14 +17,15 @@ from shards.errors import BadInput
 from tests.shards.tiny import write_tiny_dataset
 from trainer.checkpoint import checkpoints, read_checkpoint_config, read_meta, read_model_state
 from trainer.config import TrainConfig
-from trainer.train import COLUMNS, learning_rate, main, train
+from trainer.metrics import COLUMNS, MEASURED
+from trainer.train import learning_rate, main, train
 
-from .conftest import TINY, TinyConfig
+from .conftest import TinyConfig, write_config
 
 
 def _rows(config: TrainConfig) -> list[dict[str, str]]:
     with (config.run.out / "metrics.csv").open(newline="") as f:
-        return [{k: v for k, v in r.items() if k != "samples_per_s"} for r in csv.DictReader(f)]
+        return [{k: v for k, v in r.items() if k not in MEASURED} for r in csv.DictReader(f)]
 
 
 def _folder(config: TrainConfig) -> Path:
@@ -43,17 +44,17 @@ class _AfterSteps:
 
 
 def test_interrupted_and_resumed_equals_straight_to_the_last_bit(tiny_config: TinyConfig) -> None:
-    more = "validate_every = 4\n"
-    straight = tiny_config(out="straight", more=more)
+    validated = {"validate_every": 4}
+    straight = tiny_config(out="straight", run=validated)
     assert train(straight)
-    cut = tiny_config(out="cut", more=more)
+    cut = tiny_config(out="cut", run=validated)
     assert not train(cut, stop=_AfterSteps(3))
     assert not train(cut, resume=True, stop=_AfterSteps(2))
     assert train(cut, resume=True)
 
     assert [int(r["step"]) for r in _rows(straight)] == list(range(1, 9))
     assert _rows(cut) == _rows(straight)
-    assert tuple(_rows(cut)[0]) == tuple(c for c in COLUMNS if c != "samples_per_s")
+    assert tuple(_rows(cut)[0]) == tuple(c for c in COLUMNS if c not in MEASURED)
     ends = [checkpoints(_folder(c))[-1] for c in (straight, cut)]
     assert [read_meta(e).cursor for e in ends] == [2 * 140 + 96] * 2
     one, other = (read_model_state(e) for e in ends)
@@ -71,17 +72,16 @@ def test_rows_after_the_checkpoint_are_written_once(tiny_config: TinyConfig) -> 
     assert [int(r["step"]) for r in _rows(config)] == list(range(1, 9))
 
 
-def test_threads_change_nothing(tiny_config: TinyConfig) -> None:
-    one = tiny_config(out="one", steps=4)
-    three = one.model_copy(
-        update={
-            "data_loading": one.data_loading.model_copy(update={"threads": 3}),
-            "run": one.run.model_copy(update={"out": one.run.out.with_name("three")}),
-        }
-    )
-    train(one)
-    train(three)
-    assert _rows(one) == _rows(three)
+def test_readers_change_nothing(tiny_config: TinyConfig) -> None:
+    ways = [
+        tiny_config(out=f"way{i}", steps=4, data_loading=way)
+        for i, way in enumerate(
+            [{"workers": 0}, {"workers": 1}, {"workers": 3}, {"loader": "torch"}]
+        )
+    ]
+    for config in ways:
+        train(config)
+        assert _rows(config) == _rows(ways[0])
 
 
 def test_it_learns(tiny_config: TinyConfig) -> None:
@@ -119,11 +119,9 @@ def test_another_config_or_dataset_is_refused_with_the_difference(
 ) -> None:
     config = tiny_config(steps=4)
     train(config)
-    changed = config.model_copy(
-        update={"optim": config.optim.model_copy(update={"lr": 0.5, "steps": 9})}
-    )
+    other_rate = tiny_config(steps=9, optim={"lr": 0.5})
     with pytest.raises(BadInput, match=r"optim.steps was 4, is 9; optim.lr was 0.003, is 0.5"):
-        train(changed, resume=True)
+        train(other_rate, resume=True)
     other = write_tiny_dataset(tmp_path / "other", n_per_donor=70, seed=9)
     with pytest.raises(BadInput, match="the samples were"):
         train(config.model_copy(update={"data": (other,)}), resume=True)
@@ -131,7 +129,7 @@ def test_another_config_or_dataset_is_refused_with_the_difference(
 
 def test_validation_needs_a_val_split(tiny_config: TinyConfig, tmp_path: Path) -> None:
     other = write_tiny_dataset(tmp_path / "other", n_per_donor=70)
-    config = tiny_config(more="validate_every = 2\n").model_copy(update={"data": (other,)})
+    config = tiny_config(run={"validate_every": 2}).model_copy(update={"data": (other,)})
     with pytest.raises(BadInput, match="64 samples in the val split"):
         train(config)
 
@@ -141,18 +139,11 @@ def test_pretrained_weights_are_taken_whole_or_refused(
 ) -> None:
     weights = tmp_path / "weights.pt"
     torch.save(timm.create_model("test_resnet").state_dict(), weights)
-    config = tiny_config(steps=3)
-    given = config.model_copy(
-        update={"model": config.model.model_copy(update={"image_weights": weights})}
-    )
+    given = tiny_config(steps=3, model={"image_weights": str(weights)})
     assert train(given)
     torch.save(timm.create_model("test_convnext").state_dict(), weights)
     with pytest.raises(BadInput, match="weights of test_resnet"):
-        train(
-            given.model_copy(
-                update={"run": given.run.model_copy(update={"out": tmp_path / "elsewhere"})}
-            )
-        )
+        train(tiny_config(out="elsewhere", model={"image_weights": str(weights)}))
 
 
 def test_a_model_keeps_its_field_of_view(tiny_config: TinyConfig) -> None:
@@ -161,16 +152,14 @@ def test_a_model_keeps_its_field_of_view(tiny_config: TinyConfig) -> None:
     (newest, *_) = checkpoints(_folder(config))
     assert config.model.fov_um == "patch"
     assert read_checkpoint_config(newest).model.fov_um == 32.0
-    wide = config.model_copy(update={"model": config.model.model_copy(update={"fov_um": 33.0})})
+    wide = tiny_config(steps=3, model={"fov_um": 33.0})
     with pytest.raises(BadInput, match=r"model\.fov_um[\s\S]*32\.0 µm"):
         train(wide, resume=True)
 
 
 def test_an_unknown_network_is_refused(tiny_config: TinyConfig) -> None:
-    config = tiny_config()
-    model = config.model.model_copy(update={"image": "resnet_of_tomorrow"})
     with pytest.raises(BadInput, match="resnet_of_tomorrow"):
-        train(config.model_copy(update={"model": model}))
+        train(tiny_config(model={"image": "resnet_of_tomorrow"}))
 
 
 def test_the_rate_warms_up_and_falls_to_nothing(tiny_config: TinyConfig) -> None:
@@ -181,9 +170,9 @@ def test_the_rate_warms_up_and_falls_to_nothing(tiny_config: TinyConfig) -> None
     assert rates[10] == pytest.approx(0.0)
 
 
-def test_a_signal_saves_and_exits_3(tiny_dataset: Path, tmp_path: Path) -> None:
-    path = tmp_path / "train.toml"
-    path.write_text(TINY.format(data=tiny_dataset, out="run", steps=100_000))
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_and_exits_3(tiny_dataset: Path, tmp_path: Path, number: int) -> None:
+    path = write_config(tmp_path, tiny_dataset, "run", 100_000)
     process = subprocess.Popen(
         [sys.executable, "-m", "trainer.train", str(path)],
         stdout=subprocess.PIPE,
@@ -195,7 +184,7 @@ def test_a_signal_saves_and_exits_3(tiny_dataset: Path, tmp_path: Path) -> None:
     for line in process.stdout:
         if line.startswith("step"):
             break
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, told = process.communicate(timeout=120)
     assert process.returncode == 3, told
     newest = checkpoints(tmp_path / "run" / "checkpoints")[-1]

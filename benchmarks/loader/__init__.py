@@ -1,0 +1,1 @@
+"""How close reading comes to the decoder's own speed, beside other loaders."""

@@ -1,0 +1,124 @@
+"""Contenders measured in turns, each in a process of its own that waits for its turn.
+
+python -m benchmarks.loader.turns NAME DATASET reads numbers of samples, one a line, and prints for
+each what so many took. Machines are shared: what is compared is measured a fraction of a second
+apart, in the processor time of a process and all that it started.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Final, NamedTuple, Self
+
+import psutil
+
+from benchmarks.loader.contenders import CONTENDERS
+
+_QUIET_S: Final = 0.1
+
+
+class Turn(NamedTuple):
+    """Seconds for `n` samples; read-ahead for those that were taken is part of it."""
+
+    n: int
+    wall_s: float
+    cpu_s: float
+
+
+class Contender:
+    """One of `CONTENDERS` under `python`; None in place of a turn where its library is missing."""
+
+    def __init__(self, name: str, dataset: Path, python: str) -> None:
+        self._process = subprocess.Popen(
+            [python, "-m", __name__, name, str(dataset)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._process:
+            self._process.kill()
+
+    def turn(self, n: int) -> Turn | None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{n}\n")
+        self._process.stdin.flush()
+        told = json.loads(self._process.stdout.readline())
+        return told and Turn(*told)
+
+
+def in_turns(dataset: Path, python: str, n: int, rounds: int) -> dict[str, list[Turn]]:
+    """`rounds` turns of `n` samples for each contender whose library is there."""
+    with ExitStack() as stack:
+        contenders = {}
+        for name in CONTENDERS:
+            contender = stack.enter_context(Contender(name, dataset, python))
+            if contender.turn(4 * n) is not None:  # once before: starting is no part of a long run
+                contenders[name] = contender
+        turns: dict[str, list[Turn]] = {name: [] for name in contenders}
+        for _ in range(rounds):
+            for name, contender in contenders.items():
+                turn = contender.turn(n)
+                assert turn is not None
+                turns[name].append(turn)
+    return turns
+
+
+def _cpu_s() -> float:
+    """Processor time of this process and those that it started, their ended threads included."""
+    here = psutil.Process()
+    # The clock of another process, to the nanosecond: MAKE_PROCESS_CPUCLOCK of Linux.
+    return sum(time.clock_gettime(~p.pid << 3 | 2) for p in (here, *here.children(recursive=True)))
+
+
+def _settled() -> tuple[float, float]:
+    """When the last of the work was done, and the processor time then."""
+    done_s, cpu_s = time.monotonic(), _cpu_s()
+    while True:
+        time.sleep(_QUIET_S)
+        now_s = _cpu_s()
+        if now_s - cpu_s < _QUIET_S / 50:
+            return done_s, cpu_s
+        done_s, cpu_s = time.monotonic(), now_s
+
+
+def main() -> None:
+    # What libraries print is no answer.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    batches = CONTENDERS[sys.argv[1]](Path(sys.argv[2]))
+    cpu_s = _cpu_s()
+    for line in sys.stdin:
+        started_s, n = time.monotonic(), 0
+        try:
+            while n < int(line):
+                n += next(batches)
+        except ModuleNotFoundError as error:
+            print(error, file=sys.stderr)
+            print("null", file=answers)
+            continue
+        # What was read ahead late, between two turns, counts for the second.
+        done_s, cpu_done_s = _settled()
+        print(json.dumps([n, done_s - started_s, cpu_done_s - cpu_s]), file=answers)
+        cpu_s = cpu_done_s
+
+
+if __name__ == "__main__":
+    main()

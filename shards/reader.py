@@ -1,0 +1,295 @@
+"""Samples from tars: each by one positioned read, checked, or told as what is wrong with it."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import resource
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Literal, NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+from imagecodecs import deflate_crc32  # 3 to 8 times as fast as zlib's
+
+from shards.artifact import sha256_of
+from shards.errors import BadInput, BadSetting
+from shards.index import (
+    FETCH_AGAIN,
+    HEADER_BYTES,
+    ROW_BYTES,
+    Shard,
+    Span,
+    open_index,
+    sample_fault,
+    span_at,
+)
+from shards.mix import Parts
+from shards.order import as_indices
+
+Verify = Literal["crc32", "sha256"]
+
+_SPARE_FILES: Final = 256  # of the limit of open files, left to the rest of the process
+
+
+_GONE: Final = {errno.ENOENT, errno.ENOTDIR, errno.ESTALE}
+_FAULTS_OF_A_FILE: Final = _GONE | {errno.EACCES, errno.EIO, errno.EISDIR, errno.EPERM}
+
+
+class Pair(NamedTuple):
+    """One sample as read: encoded image, and counts against the panel `Stream.panels[panel]`.
+
+    `counts` is (2, n) and `neighbors` (3, m), as in the tar; None where the sample has none. All
+    are views of what was read, which lives as long as they do.
+    """
+
+    jpeg: memoryview
+    counts: npt.NDArray[np.unsignedinteger[Any]] | None
+    neighbors: npt.NDArray[np.unsignedinteger[Any]] | None
+    panel: int
+
+
+class Reader(ABC):
+    """Reads samples of a stream, on the way that suits where the tars lie. One a process.
+
+    Not to be used by two threads at a time, nor on both sides of a fork. Closed at the end of a
+    `with`.
+    """
+
+    def __init__(
+        self, shards: Sequence[Shard], parts: Parts, index_cache: Path, verify: Verify
+    ) -> None:
+        self._shards = shards
+        self._parts = parts
+        self._index_cache = index_cache
+        self._files = Files(shards, verify)
+
+    @abstractmethod
+    def each(self, indices: npt.ArrayLike) -> Iterator[tuple[int, Pair | BadInput]]:
+        """Every sample of `indices`, with its place in them, in the order of reading.
+
+        What is wrong with a sample, or with the whole of its shard, comes in its place. Raises
+        BadSetting where no sample is at fault, and OSError as the system gives it.
+        """
+
+    @abstractmethod
+    def expect(self, indices: npt.ArrayLike) -> None:
+        """Tell what a coming call of `each` will ask for: once for each call, in their order.
+
+        What it is good for is the reader's business; samples are the same without.
+        """
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class GlobalReader(Reader):
+    """Reads any sample by one positioned read, and keeps files open: for local disks.
+
+    `expect` has no use here.
+    """
+
+    def __init__(
+        self, shards: Sequence[Shard], parts: Parts, index_cache: Path, verify: Verify
+    ) -> None:
+        super().__init__(shards, parts, index_cache, verify)
+        # By shard: its tar and its index, in the order of opening. Both hold a file open.
+        self._opened: dict[int, tuple[int, mmap.mmap]] = {}
+        self._most_opened = _files_allowed(2 * len(shards)) // 2
+
+    def each(self, indices: npt.ArrayLike) -> Iterator[tuple[int, Pair | BadInput]]:
+        wanted = as_indices(indices)
+        places = np.argsort(wanted, kind="stable")
+        shards, rows = self._parts.locate(wanted[places])
+        for place, s, row in zip(places.tolist(), shards.tolist(), rows.tolist(), strict=True):
+            yield place, self._read(s, row)
+
+    def expect(self, indices: npt.ArrayLike) -> None:
+        pass
+
+    def close(self) -> None:
+        while self._opened:
+            self._close_one()
+
+    def _read(self, s: int, row: int) -> Pair | BadInput:
+        try:
+            file, index = self._opened.get(s) or self._open(s)
+        except BadSetting:
+            raise
+        except BadInput as fault:
+            return fault
+        span = span_at(index, HEADER_BYTES + row * ROW_BYTES)
+        shard = self._shards[s]
+        try:
+            data = read_at(file, span.size, span.start, shard)
+        except BadInput as fault:
+            return fault
+        return unpacked(data, span, shard, row)
+
+    def _open(self, s: int) -> tuple[int, mmap.mmap]:
+        if len(self._opened) >= self._most_opened:
+            self._close_one()
+        index = open_index(self._shards[s], self._index_cache)
+        try:
+            file = self._files.open(s)
+        except BadInput:
+            index.close()
+            raise
+        self._opened[s] = file, index
+        return file, index
+
+    def _close_one(self) -> None:
+        file, index = self._opened.pop(next(iter(self._opened)))
+        os.close(file)
+        index.close()
+
+
+class Files:
+    """Opens the tars of a stream, each checked against its manifest."""
+
+    def __init__(self, shards: Sequence[Shard], verify: Verify) -> None:
+        self._shards = shards
+        self._verify = verify
+        self._hashed: dict[int, BadInput | None] = {}
+
+    def open(self, s: int) -> int:
+        """A file descriptor of shard `s`, for the caller to close.
+
+        Raises BadInput where the tar is gone or of another size, and, with sha256, of other content
+        when it was first opened.
+        """
+        shard = self._shards[s]
+        try:
+            file = os.open(shard.tar, os.O_RDONLY)
+        except OSError as error:
+            raise lost(shard, error) from error
+        try:
+            n_bytes = os.fstat(file).st_size
+            if n_bytes != shard.info.tar_bytes:
+                raise wrong_size(shard, f"{n_bytes} bytes")
+            if self._verify == "sha256" and (fault := self._fault_in(s)) is not None:
+                raise fault
+        except BaseException:
+            os.close(file)
+            raise
+        return file
+
+    def _fault_in(self, s: int) -> BadInput | None:
+        if s not in self._hashed:
+            shard = self._shards[s]
+            found, want = sha256_of(shard.tar), shard.info.tar_sha256
+            self._hashed[s] = (
+                None
+                if found == want
+                else BadInput(
+                    shard.tar,
+                    expected=f"the tar that the manifest names, sha256 {want}",
+                    found=f"sha256 {found}",
+                    remedy=FETCH_AGAIN,
+                )
+            )
+        return self._hashed[s]
+
+
+def read_at(file: int, n_bytes: int, start: int, shard: Shard) -> memoryview:
+    """So many bytes of the shard's tar, or what there is of them. Raises BadInput as `lost`."""
+    try:
+        data = os.pread(file, n_bytes, start)
+        while len(data) < n_bytes:  # a system may give less than it has
+            more = os.pread(file, n_bytes - len(data), start + len(data))
+            if not more:
+                break
+            data += more
+    except OSError as error:
+        raise lost(shard, error) from error
+    return memoryview(data)
+
+
+def unpacked(data: memoryview, span: Span, shard: Shard, row: int) -> Pair | BadInput:
+    """The sample in `data`, the bytes of `span`, if they are whole; else what is wrong with it."""
+    jpeg = data[: span.jpg_size]
+    crc = deflate_crc32(jpeg)  # type: ignore[arg-type]  # takes any buffer
+    counts = neighbors = None
+    try:
+        if span.counts_size:
+            content = data[span.counts_at : span.counts_at + span.counts_size]
+            crc = deflate_crc32(content, crc)  # type: ignore[arg-type]  # takes any buffer
+            counts = _npy_rows(content, 2)
+        if span.neighbors_size:
+            content = data[span.neighbors_at : span.size]
+            crc = deflate_crc32(content, crc)  # type: ignore[arg-type]  # takes any buffer
+            neighbors = _npy_rows(content, 3)
+    except (ValueError, IndexError):
+        damaged = True
+    else:
+        damaged = crc != span.crc32 or len(data) != span.size
+    if damaged:
+        return sample_fault(
+            shard,
+            row,
+            expected=f"{span.size} bytes with crc32 {span.crc32:08x}, and arrays in npy format",
+            found=f"{len(data)} bytes with crc32 {crc:08x}",
+        )
+    return Pair(jpeg, counts, neighbors, shard.panel)
+
+
+_U2: Final = np.dtype("<u2")
+_U4: Final = np.dtype("<u4")
+
+
+def _npy_rows(content: memoryview, n_rows: int) -> npt.NDArray[np.unsignedinteger[Any]]:
+    # Version 1.0 of the npy format, whose header length is bytes 8 and 9; the general reader of
+    # numpy evaluates the header and costs 25 times this.
+    start = 10 + content[8] + 256 * content[9]
+    dtype = _U4 if b"'<u4'" in bytes(content[10:start]) else _U2
+    rows: npt.NDArray[np.unsignedinteger[Any]] = np.frombuffer(content, dtype, offset=start)
+    return rows.reshape(n_rows, -1)
+
+
+def wrong_size(shard: Shard, found: str) -> BadInput:
+    return BadInput(
+        shard.tar, expected=f"{shard.info.tar_bytes} bytes", found=found, remedy=FETCH_AGAIN
+    )
+
+
+def lost(shard: Shard, error: OSError) -> BadInput:
+    """The error about a tar that can be read no more. Raises what is no fault of that file."""
+    if error.errno not in _FAULTS_OF_A_FILE:
+        raise error
+    return BadInput(
+        shard.tar,
+        expected="a tar that can be read",
+        found="no such file" if error.errno in _GONE else str(error.strerror),
+        remedy=FETCH_AGAIN,
+    )
+
+
+def _files_allowed(wanted: int) -> int:
+    """How many files this process may open, `wanted` at most; the soft limit is raised for it."""
+    wanted += _SPARE_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        raised = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
+        except (ValueError, OSError):
+            pass  # some systems have a lower limit of their own
+        else:
+            soft = raised
+    allowed = wanted if soft == resource.RLIM_INFINITY else min(soft, wanted)
+    return max(2, allowed - min(_SPARE_FILES, allowed // 2))
