@@ -63,8 +63,9 @@ def _resumed(stream: Stream, epoch: Epoch, want: Counter[str], before: int, afte
     seen: Counter[str] = Counter()
     state = None
     with contextlib.closing(epoch(stream, None, 0, 1, before)) as started:  # type: ignore[type-var]
-        for keys, state in itertools.islice(started, BEFORE):
+        for keys, state_after in itertools.islice(started, BEFORE):
             seen.update(keys)
+            state = state_after
     try:
         for keys, _ in epoch(stream, state, 0, 1, after):
             seen.update(keys)
