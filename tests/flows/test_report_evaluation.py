@@ -15,7 +15,7 @@ from flows.report import RetrievalLine, read_retrieval, write_evaluation_page, w
 from shards.errors import BadInput
 from tests.flows.report_page import Page, decoded
 from trainer.evaluate import Evaluation
-from trainer.train import COLUMNS
+from trainer.metrics import COLUMNS
 
 HOSTILE = "<script>alert('x')</script>&\"D1"
 
