@@ -403,7 +403,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--init-from", type=Path, metavar="CHECKPOINT", help="start anew with its weights alone"
     )
     parser.add_argument(
-        "--profile", type=int, metavar="STEPS", help="end after so many, tell where time went"
+        "--profile",
+        type=int,
+        nargs="?",
+        const=20,
+        metavar="STEPS",
+        help="end after so many (20), tell where time went",
     )
     options = parser.parse_args(arguments)
     caught: list[int] = []
