@@ -37,8 +37,8 @@ from shards.write import MANIFEST_FILE
 
 Reading = Literal["global", "block"]
 
-PIECES: Final = 256
-PIECE_SAMPLES: Final = 512
+PIECES: Final = 512
+PIECE_SAMPLES: Final = 256
 CACHE_BYTES: Final = 4 << 30
 
 

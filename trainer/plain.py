@@ -75,16 +75,17 @@ class Collate:
         if isinstance(pair, BadInput):
             raise pair
         fault = self._stream.fault
+        if pair.counts is None:
+            raise fault(index, expected="counts", found="a sample without them")
         size_px = self._layout.size_px
+        expected = f"a JPEG of {size_px} px"
         try:
             image = simplejpeg.decode_jpeg(pair.jpeg, "RGB")
         except ValueError as error:
-            raise fault(index, expected="a JPEG", found=str(error)) from error
+            raise fault(index, expected=expected, found=str(error)) from error
         if image.shape != (size_px, size_px, 3):
             found = f"one of {image.shape[1]} × {image.shape[0]} px"
-            raise fault(index, expected=f"a patch of {size_px} px", found=found)
-        if pair.counts is None:
-            raise fault(index, expected="counts", found="a sample without them")
+            raise fault(index, expected=expected, found=found)
         near = pair.neighbors
         if near is None:
             near = np.zeros((3, 0), dtype=np.uint16)

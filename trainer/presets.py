@@ -64,7 +64,7 @@ _SMALL: Final[Preset] = {
         "workers": 1,
         "loader": "ring",
         "reading": "global",
-        "block": {"pieces": 256, "piece_samples": 512},
+        "block": {"pieces": 512, "piece_samples": 256},
         "cache_bytes": 4 << 30,
         "balanced": False,
         "cap": {},

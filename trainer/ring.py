@@ -22,7 +22,7 @@ import simplejpeg
 
 from shards.errors import BadInput
 from shards.order import Indices
-from shards.reader import Pair, Reader
+from shards.reader import Reader
 from shards.stream import Stream
 
 Unsigned = npt.NDArray[np.unsignedinteger[Any]]
@@ -205,6 +205,7 @@ class Filler:
         counts: list[Unsigned] = [_NOTHING[2]] * n
         neighbors: list[Unsigned] = [_NOTHING[3]] * n
         panel = [0] * n
+        pictures = slot.pictures
         reading = self._reader.each(slot.index[asked])
         while some := list(islice(reading, _AT_A_TIME)):
             for place, pair in some:
@@ -213,8 +214,9 @@ class Filler:
                     faults[row] = pair
                 elif pair.counts is None:
                     faults[row] = self._fault(slot, row, "counts", "a sample without them")
-                elif (fault := self._decode(pair, slot, row)) is not None:
-                    faults[row] = fault
+                elif (found := _decoded(pair.jpeg, pictures[row])) is not None:
+                    expected = f"a JPEG of {self._layout.size_px} px"
+                    faults[row] = self._fault(slot, row, expected, found)
                 else:
                     counts[row], panel[row] = pair.counts, pair.panel
                     if pair.neighbors is not None:
@@ -231,20 +233,8 @@ class Filler:
         for row in faults:
             slot.panel[row] = slot.weight[row] = 0
         for row in np.flatnonzero(slot.weight[:n] == 0).tolist():
-            slot.pictures[row][:] = 0
+            pictures[row][:] = 0
         return sorted(faults.items())
-
-    def _decode(self, pair: Pair, slot: Slot, row: int) -> BadInput | None:
-        """The patch into its row; or what is wrong with the sample."""
-        try:
-            decoded = simplejpeg.decode_jpeg(pair.jpeg, "RGB", buffer=slot.pictures[row])
-        except ValueError as error:
-            return self._fault(slot, row, "a JPEG", str(error))
-        if decoded.shape != slot.pictures[row].shape:
-            height, width, _ = decoded.shape
-            expected = f"a patch of {self._layout.size_px} px"
-            return self._fault(slot, row, expected, f"one of {width} × {height} px")
-        return None
 
     def _nearest(self, parts: list[Unsigned]) -> Sparse:
         if self._layout.neighbors == 0:
@@ -267,6 +257,17 @@ class Filler:
 
     def _fault(self, slot: Slot, row: int, expected: str, found: str) -> BadInput:
         return self._stream.fault(int(slot.index[row]), expected=expected, found=found)
+
+
+def _decoded(jpeg: memoryview, picture: npt.NDArray[np.uint8]) -> str | None:
+    """The patch into `picture`; or what is there in place of one."""
+    try:
+        decoded = simplejpeg.decode_jpeg(jpeg, "RGB", buffer=picture)
+    except ValueError as error:
+        return str(error)
+    if decoded.shape == picture.shape:
+        return None
+    return f"one of {decoded.shape[1]} × {decoded.shape[0]} px"
 
 
 def _packed(parts: Sequence[Unsigned]) -> Sparse:

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from shards.errors import BadInput, BadInputs
@@ -169,13 +170,18 @@ def train(
         # --- the loop
         clock = Clock(profile_steps is not None, device)
         metrics = stack.enter_context(Metrics(config.run.out, step)) if first else None
-        writer = stack.enter_context(CheckpointWriter(folder, config.run.keep_checkpoints))
+        writer = None
+        if first and profile_steps is None:
+            writer = stack.enter_context(CheckpointWriter(folder, config.run.keep_checkpoints))
         batches = loader.training(order, cursor, loading, world.rank, world.size)
         stack.callback(batches.close)
         saved_step, best_val_r5, stopped = step, best_score(folder), False
+        # What a forward pass leaves behind whether its step is taken or not.
+        statistics = [b for m in model.modules() if isinstance(m, _BatchNorm) for b in m.buffers()]
+        before = [b.clone() for b in statistics]
 
         def save(val_r5: float | None = None) -> None:
-            if first and profile_steps is None:
+            if writer is not None:
                 states = {name: part.state_dict() for name, part in parts.items()}
                 writer.save(
                     TrainState(
@@ -186,6 +192,8 @@ def train(
         model.train()
         try:
             while step < last_step and not stopped:
+                for kept, now in zip(before, statistics, strict=True):
+                    kept.copy_(now)
                 batch = next(batches)
                 clock.add("waiting for data", batch.waited_s)
                 n_global = len(batch.positions)
@@ -237,7 +245,7 @@ def train(
                             )
                     with clock.part("towers, forward"), autocast(device, precision):
                         out = model(image_BCHW, genes, masked_BG)
-                    added = added_loss(out, config.loss, chunk.weight_B / n_weighed)
+                    added = added_loss(out, config.loss, chunk.weight_B / max(n_weighed, 1.0))
                     return Embedded(out.z_image_BD, out.z_gene_BD, added)
 
                 with clock.part("loss and backward"):
@@ -307,6 +315,8 @@ def train(
                     saved_step, best_val_r5 = step, max(best_val_r5, val_r5 or 0.0)
         except (BadInput, RuntimeError):
             # Of data, of numbers or of another rank; what this one has is that of the last step.
+            for kept, now in zip(before, statistics, strict=True):
+                now.copy_(kept)
             if step > saved_step:
                 save()
             raise
@@ -403,7 +413,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--init-from", type=Path, metavar="CHECKPOINT", help="start anew with its weights alone"
     )
     parser.add_argument(
-        "--profile", type=int, metavar="STEPS", help="end after so many, tell where time went"
+        "--profile",
+        type=int,
+        nargs="?",
+        const=20,
+        metavar="STEPS",
+        help="end after so many (20), tell where time went",
     )
     options = parser.parse_args(arguments)
     caught: list[int] = []

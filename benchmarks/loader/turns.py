@@ -21,7 +21,7 @@ import psutil
 
 from benchmarks.loader.contenders import CONTENDERS
 
-_QUIET_S: Final = 0.1
+_QUIET_S: Final = 0.15
 
 
 class Turn(NamedTuple):
@@ -81,22 +81,25 @@ def in_turns(dataset: Path, python: str, n: int, rounds: int) -> dict[str, list[
     return turns
 
 
-def _cpu_s() -> float:
-    """Processor time of this process and those that it started, their ended threads included."""
-    here = psutil.Process()
+def _cpu_s(pids: list[int]) -> float:
+    """Processor time of processes, their ended threads included."""
     # The clock of another process, to the nanosecond: MAKE_PROCESS_CPUCLOCK of Linux.
-    return sum(time.clock_gettime(~p.pid << 3 | 2) for p in (here, *here.children(recursive=True)))
+    return sum(time.clock_gettime(~pid << 3 | 2) for pid in pids)
 
 
-def _settled() -> tuple[float, float]:
+def _settled(pids: list[int]) -> tuple[float, float]:
     """When the last of the work was done, and the processor time then."""
-    done_s, cpu_s = time.monotonic(), _cpu_s()
+    done_s, cpu_s = time.monotonic(), _cpu_s(pids)
     while True:
         time.sleep(_QUIET_S)
-        now_s = _cpu_s()
-        if now_s - cpu_s < _QUIET_S / 50:
+        now_s = _cpu_s(pids)
+        if now_s - cpu_s < _QUIET_S / 100:
             return done_s, cpu_s
         done_s, cpu_s = time.monotonic(), now_s
+
+
+def _children() -> list[int]:
+    return [child.pid for child in psutil.Process().children(recursive=True)]
 
 
 def main() -> None:
@@ -104,7 +107,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     batches = CONTENDERS[sys.argv[1]](Path(sys.argv[2]))
-    cpu_s = _cpu_s()
+    pids, cpu_s = [os.getpid()], 0.0
     for line in sys.stdin:
         started_s, n = time.monotonic(), 0
         try:
@@ -115,9 +118,11 @@ def main() -> None:
             print("null", file=answers)
             continue
         # What was read ahead late, between two turns, counts for the second.
-        done_s, cpu_done_s = _settled()
+        done_s, cpu_done_s = _settled(pids)
         print(json.dumps([n, done_s - started_s, cpu_done_s - cpu_s]), file=answers)
-        cpu_s = cpu_done_s
+        # Looked up once, since that takes time: the first turn starts all and is not counted.
+        pids = pids if cpu_s else [os.getpid(), *_children()]
+        cpu_s = _cpu_s(pids)
 
 
 if __name__ == "__main__":

@@ -428,7 +428,15 @@ def test_evaluation_on_an_empty_test_split(
     dataset = write_tiny_dataset(tmp_path / "data", {"D1": "train"}, n_per_donor=3)
     checkpoint = tmp_path / "step-0"
     checkpoint.mkdir()
-    meta = {"step": 1, "cursor": 1, "stream": "s", "fingerprint": "f", "files": {}}
+    meta = {
+        "step": 1,
+        "cursor": 1,
+        "n_bad_samples": 0,
+        "stream": "s",
+        "val_r5": None,
+        "fingerprint": "f",
+        "files": {},
+    }
     (checkpoint / "meta.json").write_text(json.dumps(meta))
     arguments = ["evaluate", str(checkpoint), str(dataset), "--out", str(tmp_path / "out")]
     with pytest.raises(SystemExit) as ended:

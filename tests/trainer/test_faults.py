@@ -14,7 +14,7 @@ import pytest
 from shards.errors import BadInput
 from shards.stream import read_stream
 from tests.shards.tiny import write_tiny_dataset
-from trainer.checkpoint import checkpoints, read_meta
+from trainer.checkpoint import checkpoints, read_meta, read_part
 from trainer.config import TrainConfig, read_config
 from trainer.train import train
 
@@ -105,6 +105,8 @@ def test_numbers_that_are_none_are_told_with_the_keys_and_the_state_before_them(
     keys = set(read_stream(config.data, "train").table(["key"])["key"].to_pylist())
     assert {row["key"] for row in told} <= keys
     assert any(row["embeddings_finite"] == "False" for row in told)
+    saved = read_part(checkpoints(config.run.out / "checkpoints")[-1], "model")
+    assert all(values.isfinite().all() for values in saved.values())
 
 
 def test_a_full_disk_loses_nothing_that_was_saved(tiny_dataset: Path, tmp_path: Path) -> None:
