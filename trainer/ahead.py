@@ -67,13 +67,16 @@ class ReadAhead:
 
 @contextmanager
 def pinned(ring: Ring) -> Iterator[None]:
-    """Makes the ring known to CUDA, where this process uses it: copies then need no detour."""
+    """Makes the ring known to CUDA, where this process uses it: copies then need no detour.
+
+    Its images alone, for what CUDA knows takes memory whether it is written or not.
+    """
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         yield
         return
     cudart = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     start = ring.slots[0].header.ctypes.data
-    torch.cuda.check_error(int(cudart.cudaHostRegister(start, len(ring.memory), 0)))
+    torch.cuda.check_error(int(cudart.cudaHostRegister(start, ring.full_bytes, 0)))
     try:
         yield
     finally:

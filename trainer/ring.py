@@ -26,6 +26,7 @@ from shards.reader import Reader
 from shards.stream import Stream
 
 Unsigned = npt.NDArray[np.unsignedinteger[Any]]
+Parts = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
 RowFault = tuple[int, BadInput]  # row of the chunk, and what is wrong with its sample
 
 GENES_EXPECTED: Final = "counts of genes of the panel, each once"
@@ -45,16 +46,23 @@ class Layout:
     genes: int
     neighbors: int
 
-    def parts(self) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
-        n_counts = self.rows * self.genes
-        n_neighbors = n_counts * self.neighbors
-        int32, int64, byte = np.dtype(np.int32), np.dtype(np.int64), np.dtype(np.uint8)
+    def full(self) -> Parts:
+        """What is written whole."""
+        int64, byte = np.dtype(np.int64), np.dtype(np.uint8)
         return {
             "header": (int64, (8,)),
             "index": (int64, (self.rows,)),
             "panel": (int64, (self.rows,)),
             "weight": (np.dtype(np.float32), (self.rows,)),
             "image": (byte, (self.rows, self.size_px, self.size_px, 3)),
+        }
+
+    def sparse(self) -> Parts:
+        """Room for the worst case, of which little is written."""
+        n_counts = self.rows * self.genes
+        n_neighbors = n_counts * self.neighbors
+        int32, byte = np.dtype(np.int32), np.dtype(np.uint8)
+        return {
             "counts_row": (int32, (n_counts,)),
             "counts": (byte, (2 * 4 * n_counts,)),
             "neighbors_row": (int32, (n_neighbors,)),
@@ -77,12 +85,13 @@ class Slot:
     neighbours. An index of -1 is padding: weight 0 and a black image, as for a sample at fault.
     """
 
-    def __init__(self, layout: Layout, memory: Any, start: int) -> None:
+    def __init__(self, layout: Layout, memory: Any, full_start: int, sparse_start: int) -> None:
         views = {}
-        for name, (dtype, shape) in layout.parts().items():
-            n = int(np.prod(shape))
-            views[name] = np.frombuffer(memory, dtype, n, start).reshape(shape)
-            start = _aligned(start + n * dtype.itemsize)
+        for parts, start in ((layout.full(), full_start), (layout.sparse(), sparse_start)):
+            for name, (dtype, shape) in parts.items():
+                n = int(np.prod(shape))
+                views[name] = np.frombuffer(memory, dtype, n, start).reshape(shape)
+                start = _aligned(start + n * dtype.itemsize)
         self.layout = layout
         self.header, self.index = views["header"], views["index"]
         self.panel, self.weight, self.image = views["panel"], views["weight"], views["image"]
@@ -127,22 +136,26 @@ def _held(room: tuple[Any, Any], n_lines: int, n: int, itemsize: int) -> Sparse:
 class Ring:
     """`n_slots` slots in memory that ends with the last process that holds it, however it ends.
 
-    `file` is the descriptor that another process was given; without it the memory is made. Pages
-    cost nothing until they are written, so that slots have room for the worst case.
+    `file` is the descriptor that another process was given; without it the memory is made. What is
+    written whole lies first, `full_bytes` of all slots. Other pages cost nothing until they are
+    written, so that slots have room for the worst case.
     """
 
     def __init__(self, layout: Layout, n_slots: int, file: int | None = None) -> None:
-        slot_bytes = 0
-        for dtype, shape in layout.parts().values():
-            slot_bytes = _aligned(slot_bytes + int(np.prod(shape)) * dtype.itemsize)
+        full, sparse = _bytes_of(layout.full()), _bytes_of(layout.sparse())
         self.layout = layout
-        self.file = _anonymous_file(n_slots * slot_bytes) if file is None else file
+        self.full_bytes = n_slots * full
+        n_bytes = n_slots * (full + sparse)
+        self.file = _anonymous_file(n_bytes) if file is None else file
         try:
-            self.memory = mmap.mmap(self.file, n_slots * slot_bytes)
+            self.memory = mmap.mmap(self.file, n_bytes)
         except OSError:
             os.close(self.file)
             raise
-        self.slots = [Slot(layout, self.memory, i * slot_bytes) for i in range(n_slots)]
+        self.slots = [
+            Slot(layout, self.memory, i * full, self.full_bytes + i * sparse)
+            for i in range(n_slots)
+        ]
 
     def close_file(self) -> None:
         """No further process can be given the memory; views on it stay valid."""
@@ -158,6 +171,10 @@ def _anonymous_file(n_bytes: int) -> int:
             file = os.dup(unlinked.fileno())
     os.ftruncate(file, n_bytes)
     return file
+
+
+def _bytes_of(parts: Parts) -> int:
+    return sum(_aligned(int(np.prod(shape)) * dtype.itemsize) for dtype, shape in parts.values())
 
 
 def _aligned(n_bytes: int) -> int:

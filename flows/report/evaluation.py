@@ -20,15 +20,28 @@ Scope = Literal["batch", "all"]
 Direction = Literal["image_to_genes", "genes_to_image"]
 DIRECTIONS: Final[tuple[Direction, ...]] = ("image_to_genes", "genes_to_image")
 
-# Chart by chart: the columns of metrics.csv that it holds, its axis, whether that is logarithmic.
-_CURVES: Final[tuple[tuple[tuple[str, ...], str, bool], ...]] = (
-    (("loss",), "contrastive loss", False),
-    (("r1_image_to_genes", "r1_genes_to_image"), "R@1 in the training batch", False),
-    (("val_r5_image_to_genes", "val_r5_genes_to_image"), "validation R@5 in batches", False),
-    (("runs_per_batch", "effective_runs"), "runs in a batch", False),
-    (("lr",), "learning rate", False),
-    (("temperature",), "temperature", False),
-    (("grad_norm",), "gradient norm", True),
+_DIRECTIONS_OF: Final = {
+    "{}_image_to_genes": "image to genes",
+    "{}_genes_to_image": "genes to image",
+}
+# Chart by chart: the columns of metrics.csv that it holds and their names, its axis, whether that
+# is logarithmic.
+_CURVES: Final[tuple[tuple[dict[str, str], str, bool], ...]] = (
+    ({"loss": "loss"}, "contrastive loss", False),
+    (
+        {k.format("r1"): name for k, name in _DIRECTIONS_OF.items()},
+        "R@1 in the training batch",
+        False,
+    ),
+    (
+        {k.format("val_r5"): name for k, name in _DIRECTIONS_OF.items()},
+        "validation R@5 in batches",
+        False,
+    ),
+    ({"runs_per_batch": "distinct", "effective_runs": "effective"}, "runs in a batch", False),
+    ({"lr": "lr"}, "learning rate", False),
+    ({"temperature": "temperature"}, "temperature", False),
+    ({"grad_norm": "norm"}, "gradient norm", True),
 )
 
 
@@ -139,10 +152,9 @@ def read_curves(metrics_csv: Path) -> list[str]:
     result = []
     for columns, label, log in _CURVES:
         series = {}
-        for column in columns:
+        for column, name in columns.items():
             known = metrics[["step", column]].dropna()
             if len(known):
-                name = column.removeprefix("val_").split("_", 1)[-1].replace("_", " ")
                 series[name] = (
                     known["step"].to_numpy(np.float64),
                     known[column].to_numpy(np.float64),

@@ -15,7 +15,7 @@ from flows.report import RetrievalLine, read_retrieval, write_evaluation_page, w
 from shards.errors import BadInput
 from tests.flows.report_page import Page, decoded
 from trainer.evaluate import Evaluation
-from trainer.train import COLUMNS
+from trainer.metrics import COLUMNS
 
 HOSTILE = "<script>alert('x')</script>&\"D1"
 
@@ -89,8 +89,8 @@ def test_an_evaluation_page_holds_the_table_and_the_curves(
     names = [row[0] for row in page.tables["retrieval"] if row[0].startswith("oracle")]
     assert names == ["oracleof 128", "oracleof 128"]
     assert "shuffled pairs" in page.text
-    # Loss, recall, rate, temperature, norm: this run was not validated.
-    assert len([decoded(uri) for uri in page.images]) == 5
+    # Loss, recall, runs, rate, temperature, norm: this run was not validated.
+    assert len([decoded(uri) for uri in page.images]) == 6
 
 
 def test_the_index_holds_the_evaluation_when_handed_in(
@@ -105,7 +105,7 @@ def test_the_index_holds_the_evaluation_when_handed_in(
     )
     page = Page(index)
     assert "retrieval" in page.tables
-    assert len(page.images) == 5
+    assert len(page.images) == 6
     assert "measured on dataset da7a, not on this one" in page.text
 
 
