@@ -152,4 +152,30 @@ _PAST: Final[Preset] = _changed(
     },
 )
 
-PRESETS: Final[dict[str, Preset]] = {"small": _SMALL, "past": _PAST}
+# What did best on small towers (docs/training.md), on towers for one GPU.
+_DEFAULT: Final[Preset] = _changed(
+    _SMALL,
+    {
+        "model": {
+            "image": "vit_small_patch16_224",
+            "image_px": 224,
+            "fov_um": "patch",
+            "gene_hidden": [1024, 512],
+            "embed_dim": 256,
+        },
+        "loss": {"image_expression": 0.1},
+        "optim": {
+            "steps": None,
+            "epochs": 10.0,
+            "warmup_steps": None,
+            "warmup_epochs": 0.5,
+            "lr": 1e-3,
+            "lr_min": 1e-6,
+            "ema": 0.999,
+        },
+        "data_loading": {"batch_size": 1024, "micro_batch": 256, "workers": 2},
+        "run": {"log_every": 20, "checkpoint_every": 1000},
+    },
+)
+
+PRESETS: Final[dict[str, Preset]] = {"small": _SMALL, "past": _PAST, "default": _DEFAULT}
