@@ -136,7 +136,7 @@ def resume(root: Path, reading: Reading, balanced: bool) -> None:
     for s in set(touched.tolist()):
         open_index(stream.shards[s], stream.index_cache).close()
     times.append(time.monotonic())
-    pickle.loads(pickle.dumps(stream))
+    pickle.dumps(stream)
     times.append(time.monotonic())
     print(len(stream), len(set(touched.tolist())))
     print(*(later - earlier for earlier, later in pairwise(times)))
@@ -240,7 +240,7 @@ def main() -> int:
             limits.told(f"first {BATCH} indices, ms", f"{1e3 * first:.1f}")
             limits.told(f"next {BATCH} indices, ms", f"{1e3 * second:.1f}")
             limits.told(f"index of its {n_touched:,} shards, s", f"{touched:.2f}")
-            limits.told("stream handed to another process, s", f"{pickled:.2f}")
+            limits.told("stream packed for a worker, s", f"{pickled:.2f}")
             limits.told("whole process with its imports, s", f"{process_s:.2f}")
     seconds = build(given.out / "build", given.rows, panel)
     limits.head(f"index of {given.rows:,} samples")

@@ -1,7 +1,8 @@
 """What must never happen: code run from files, shells, secrets in logs, patients in outputs.
 
 Dask pickles what it sends; that stays between processes of one run, on loopback unless a person
-names a scheduler elsewhere.
+names a scheduler elsewhere. A training hands its reading processes their job, pickled, over a pair
+of sockets that nobody else can open.
 """
 
 from __future__ import annotations
