@@ -246,7 +246,9 @@ def _train(args: argparse.Namespace) -> int:
     how = ["--resume"] if args.resume else []
     if args.init_from is not None:
         how = ["--init-from", str(args.init_from)]
-    return run_trainer("train", str(args.config), *how)
+    if args.profile is not None:
+        how += ["--profile", args.profile]
+    return run_trainer("train", str(args.config), "--with-parent", *how)
 
 
 def _evaluate(args: argparse.Namespace) -> int:

@@ -105,7 +105,7 @@ def run_demo(out: Path, n_cells: int, runtime: Runtime) -> int:
         raise next(iter(curated.failures.values()))
     log.info("curated after %.0f s", time.monotonic() - started_s)
 
-    if code := run_trainer("train", str(out / "train.toml"), "--resume"):
+    if code := run_trainer("train", str(out / "train.toml"), "--resume", "--with-parent"):
         return code
     log.info("trained after %.0f s", time.monotonic() - started_s)
     evaluation = out / "evaluation"

@@ -97,6 +97,10 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         help="start anew with a checkpoint's weights alone",
     )
 
+    p.add_argument(
+        "--profile", nargs="?", const="20", metavar="STEPS", help="a few steps, and their time"
+    )
+
     p = add("evaluate", "retrieval on held-out donors, and its page")
     p.add_argument("checkpoint", type=Path, help="a folder below checkpoints/ of a training")
     p.add_argument("dataset", type=Path, help="the folder that `curate` wrote")

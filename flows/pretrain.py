@@ -31,6 +31,6 @@ def pretrain(config: str) -> None:
         log.info("%s", line)
         last_lines.append(line)
 
-    code = run_trainer("train", str(path), "--resume", tell=tell)
+    code = run_trainer("train", str(path), "--resume", "--with-parent", tell=tell)
     if code:
         raise TrainingFailed("\n".join([f"trainer.train ended with exit code {code}", *last_lines]))

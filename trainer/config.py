@@ -127,7 +127,10 @@ class OptimConfig(Record):
             and self.warmup_epochs >= self.epochs
         )
         if too_long:
-            raise ValueError("the warm-up is not shorter than the run")
+            raise ValueError(
+                "a warm-up shorter than the run: give warmup_steps or warmup_epochs too, "
+                "or the preset's stands"
+            )
         if self.lr_min > self.lr:
             raise ValueError("lr_min is above lr")
         return self
@@ -286,9 +289,10 @@ def _fault(path: Path, error: dict[str, Any]) -> BadInput:
             found="none",
             remedy='give it, or let preset = "small" fill it',
         )
+    together = isinstance(error["input"], dict)
     return BadInput(
         f"{path}: {where}",
-        expected=str(error["msg"]),
-        found=repr(error["input"]),
-        remedy="correct the value",
+        expected=str(error["msg"]).removeprefix("Value error, "),
+        found="values that do not go together" if together else repr(error["input"]),
+        remedy="correct one of them" if together else "correct the value",
     )

@@ -37,6 +37,13 @@ class ImageTower(nn.Module):
 
     def load(self, weights: Path) -> None:
         """Take pretrained weights from a file, all of them; only its classifier is left out."""
+        if not weights.is_file():
+            raise BadInput(
+                "model.image_weights",
+                expected="a file of weights",
+                found=f"{weights}: no such file",
+                remedy="correct the path: one that is not absolute begins at the config's folder",
+            )
         try:
             found = load_checkpoint(self.network, str(weights), strict=False, weights_only=True)
         except (UnpicklingError, RuntimeError, EOFError) as error:

@@ -11,7 +11,9 @@ exactly.
 from __future__ import annotations
 
 import argparse
+import logging
 import math
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -79,10 +81,6 @@ def train(
     with ExitStack() as stack:
         world = stack.enter_context(start_world(chosen_device(config.run.device)))
         device, first = world.device, world.rank == 0
-        if first:
-            stack.enter_context(hold(config.run.out / ".lock", f"training in {config.run.out}"))
-        world.any(False)  # nobody goes on before the folder is ours
-
         # --- data
         loading = config.data_loading
         mix = Mix(cap=loading.cap, weight=loading.weight)
@@ -114,6 +112,9 @@ def train(
         scaler = torch.amp.GradScaler(device.type, enabled=precision is torch.float16)
 
         # --- resume, or start
+        if first:
+            stack.enter_context(hold(config.run.out / ".lock", f"training in {config.run.out}"))
+        world.any(False)  # nobody goes on before the folder is ours
         folder = config.run.out / "checkpoints"
         found = checkpoints(folder)
         if found and not resume:
@@ -161,6 +162,10 @@ def train(
                 f"{world.size} x {device}; steps {step} to {n_steps}",
                 flush=True,
             )
+            if loading.batch_size > order.n:
+                print(
+                    f"a batch of {loading.batch_size} is more than there is: an epoch is one batch"
+                )
         if step >= n_steps:
             return True
         first_step, last_step = step, n_steps
@@ -420,7 +425,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="STEPS",
         help="end after so many (20), tell where time went",
     )
+    parser.add_argument(
+        "--with-parent", action="store_true", help="stop once the process that started this is gone"
+    )
     options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parent = os.getppid() if options.with_parent else None
     caught: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, lambda n, _: caught.append(n))
@@ -430,7 +440,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             resume=options.resume,
             init_from=options.init_from,
             profile_steps=options.profile,
-            stop=lambda: bool(caught),
+            stop=lambda: bool(caught) or parent not in (None, os.getppid()),
         )
     except (BadInput, BadInputs) as error:
         print(error, file=sys.stderr)
@@ -444,7 +454,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         print(fault, file=sys.stderr)
         return 1
-    if not done and caught:
+    if not done and options.profile is None:
         print("stopped by a signal; go on with --resume", file=sys.stderr)
         return 3
     return 0

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -58,7 +59,7 @@ def rows_of(out: Path) -> list[dict[str, str]]:
         return [{k: v for k, v in r.items() if k not in MEASURED} for r in csv.DictReader(f)]
 
 
-def wait_for_step(process: subprocess.Popen[str], out: Path, step: int) -> None:
+def wait_for_step(process: subprocess.Popen[Any], out: Path, step: int) -> None:
     while not (rows := rows_of(out)) or int(rows[-1]["step"]) < step:
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.01)

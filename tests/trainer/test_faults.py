@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import resource
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +162,19 @@ def test_a_reader_that_is_killed_is_replaced(tiny_dataset: Path, tmp_path: Path)
     readers[0].kill()
     finish(process)
     assert rows_of(tmp_path / "run") == rows_of(tmp_path / "quiet")
+
+
+def test_the_trainer_ends_with_the_command_that_started_it(
+    tiny_dataset: Path, tmp_path: Path
+) -> None:
+    path = write_config(tmp_path, tiny_dataset, "run", 10**6, run={"checkpoint_every": 10**6})
+    command = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "train", str(path)], stdout=subprocess.DEVNULL
+    )
+    wait_for_step(command, tmp_path / "run", 2)
+    (trainer,) = psutil.Process(command.pid).children()
+    command.kill()
+    command.wait()
+    psutil.wait_procs([trainer], timeout=60)
+    assert not trainer.is_running()
+    assert _last(tmp_path / "run") >= 2
