@@ -24,6 +24,7 @@ from trainer.data import Loader
 from trainer.ring import Layout, Ring
 from trainer.vocabulary import Vocabulary
 
+LIMIT: Final = "limit"
 CHUNK: Final = 256
 BATCH: Final = 4 * CHUNK
 SHUFFLE_BUFFER: Final = 1000
@@ -151,7 +152,7 @@ def litdata(root: Path) -> Batches:
 
 
 CONTENDERS: Final[dict[str, Callable[[Path], Batches]]] = {
-    "limit": limit,
+    LIMIT: limit,
     "ours, 1 worker": partial(ours, workers=1),
     "ours, 0 workers": partial(ours, workers=0),
     "ours, blocks, 1 worker": partial(ours, workers=1, reading="block"),

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple, Self
 
 import psutil
 
-from benchmarks.loader.contenders import CONTENDERS
+from benchmarks.loader.contenders import CONTENDERS, LIMIT
 
 _QUIET_S: Final = 0.15
 
@@ -64,21 +64,27 @@ class Contender:
         return told and Turn(*told)
 
 
-def in_turns(dataset: Path, python: str, n: int, rounds: int) -> dict[str, list[Turn]]:
-    """`rounds` turns of `n` samples for each contender whose library is there."""
+def in_pairs(dataset: Path, python: str, n: int, rounds: int) -> dict[str, list[tuple[Turn, Turn]]]:
+    """`rounds` pairs of turns of `n` samples for each contender whose library is there.
+
+    A pair is the limit's turn and, right after it, the contender's: what else the machine does
+    hardly changes in between.
+    """
     with ExitStack() as stack:
         contenders = {}
         for name in CONTENDERS:
             contender = stack.enter_context(Contender(name, dataset, python))
             if contender.turn(4 * n) is not None:  # once before: starting is no part of a long run
                 contenders[name] = contender
-        turns: dict[str, list[Turn]] = {name: [] for name in contenders}
+        limit = contenders.pop(LIMIT)
+        pairs: dict[str, list[tuple[Turn, Turn]]] = {name: [] for name in contenders}
         for _ in range(rounds):
             for name, contender in contenders.items():
-                turn = contender.turn(n)
-                assert turn is not None
-                turns[name].append(turn)
-    return turns
+                pair = limit.turn(n), contender.turn(n)
+                assert pair[0] is not None
+                assert pair[1] is not None
+                pairs[name].append(pair)
+    return pairs
 
 
 def _cpu_s(pids: list[int]) -> float:

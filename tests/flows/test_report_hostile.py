@@ -197,8 +197,8 @@ def evaluation_files(folder: Path) -> tuple[Path, Path]:
     evaluation, metrics = folder / "evaluation.json", folder / "metrics.csv"
     evaluation.write_text(json.dumps(record))
     columns = "step,loss,r1_image_to_genes,r1_genes_to_image,lr,temperature,grad_norm"
-    validated = "val_r5_image_to_genes,val_r5_genes_to_image"
-    metrics.write_text(f"{columns},{validated}\n1,3,0,0,1,1,1,0,0\n2,2,0,0,1,1,1,0,0\n")
+    others = "val_r5_image_to_genes,val_r5_genes_to_image,runs_per_batch,effective_runs"
+    metrics.write_text(f"{columns},{others}\n1,3,0,0,1,1,1,0,0,2,2\n2,2,0,0,1,1,1,0,0,2,2\n")
     return evaluation, metrics
 
 

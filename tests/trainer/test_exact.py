@@ -102,6 +102,7 @@ def _shared_memory() -> list[str]:
     return os.listdir("/dev/shm") if Path("/dev/shm").exists() else []
 
 
+@pytest.mark.slow
 def test_ranks_and_readers_may_change(tiny_dataset: Path, tmp_path: Path) -> None:
     """The same batches, of which only the sums are made in another order."""
 
@@ -131,6 +132,7 @@ def test_ranks_and_readers_may_change(tiny_dataset: Path, tmp_path: Path) -> Non
         assert float(b["loss"]) == pytest.approx(float(a["loss"]), rel=2e-4)
 
 
+@pytest.mark.slow
 def test_a_lost_rank_ends_the_others_with_what_was_done_saved(
     tiny_dataset: Path, tmp_path: Path
 ) -> None:
