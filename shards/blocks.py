@@ -181,7 +181,7 @@ class PieceCache:
             place = self._place_of(number)
             if place.n_bytes > self.limit:
                 raise BadSetting(
-                    "data_loading.block.cache_bytes",
+                    "data_loading.cache_bytes",
                     expected=f"room for one piece, {place.n_bytes} bytes",
                     found=str(self.limit),
                     remedy="raise it, or lower data_loading.block.piece_samples",

@@ -224,7 +224,7 @@ def test_a_caller_may_stop_half_way_or_ask_for_something_else(stream: Stream) ->
 def test_room_for_less_than_a_piece_names_the_setting(stream: Stream) -> None:
     with reader_of(stream, "block", 1000) as reader:
         reader.expect([3])
-        with pytest.raises(BadSetting, match=r"block\.cache_bytes[\s\S]*1000"):
+        with pytest.raises(BadSetting, match=r"data_loading\.cache_bytes[\s\S]*1000"):
             list(reader.each([3]))
 
 
