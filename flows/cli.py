@@ -241,14 +241,14 @@ def _clean(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from flows.training import run_trainer
+    from flows.training import train
 
     how = ["--resume"] if args.resume else []
     if args.init_from is not None:
         how = ["--init-from", str(args.init_from)]
     if args.profile is not None:
         how += ["--profile", args.profile]
-    return run_trainer("train", str(args.config), "--with-parent", *how)
+    return train(args.config, *how)
 
 
 def _evaluate(args: argparse.Namespace) -> int:

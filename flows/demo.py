@@ -30,7 +30,7 @@ from flows.report.evaluation import (
     Scope,
 )
 from flows.scratch import scratch
-from flows.training import EVALUATION_FILE, METRICS_FILE, newest_checkpoint, run_trainer
+from flows.training import EVALUATION_FILE, METRICS_FILE, newest_checkpoint, run_trainer, train
 from pairing.cells import PANEL_FILE, read_cells, read_counts
 from pairing.simulate import SimulationParams, simulate
 from pairing.simulate.oracle import pointwise_mutual_information
@@ -105,7 +105,7 @@ def run_demo(out: Path, n_cells: int, runtime: Runtime) -> int:
         raise next(iter(curated.failures.values()))
     log.info("curated after %.0f s", time.monotonic() - started_s)
 
-    if code := run_trainer("train", str(out / "train.toml"), "--resume", "--with-parent"):
+    if code := train(out / "train.toml", "--resume"):
         return code
     log.info("trained after %.0f s", time.monotonic() - started_s)
     evaluation = out / "evaluation"

@@ -7,7 +7,7 @@ from collections import deque
 from prefect import flow, get_run_logger
 
 from flows.deployed import absolute_config
-from flows.training import run_trainer
+from flows.training import train
 
 _LINES_OF_REASON = 20
 
@@ -31,6 +31,6 @@ def pretrain(config: str) -> None:
         log.info("%s", line)
         last_lines.append(line)
 
-    code = run_trainer("train", str(path), "--resume", "--with-parent", tell=tell)
+    code = train(path, "--resume", tell=tell)
     if code:
         raise TrainingFailed("\n".join([f"trainer.train ended with exit code {code}", *last_lines]))

@@ -39,6 +39,11 @@ def run_trainer(module: str, *args: str, tell: Callable[[str], None] | None = No
             raise
 
 
+def train(config: Path, *how: str, tell: Callable[[str], None] | None = None) -> int:
+    """Train a config, as `run_trainer`; if this process is killed, the trainer saves and ends."""
+    return run_trainer("train", str(config), "--with-parent", *how, tell=tell)
+
+
 def evaluate(checkpoint: Path, dataset: Path, out: Path) -> Path:
     """Evaluate a checkpoint into `out` and render its page; returns the page."""
     code = run_trainer("evaluate", str(checkpoint), str(dataset), "--out", str(out))

@@ -36,7 +36,6 @@ Verify = Literal["crc32", "sha256"]
 
 _SPARE_FILES: Final = 256  # of the limit of open files, left to the rest of the process
 
-
 _GONE: Final = {errno.ENOENT, errno.ENOTDIR, errno.ESTALE}
 _FAULTS_OF_A_FILE: Final = _GONE | {errno.EACCES, errno.EIO, errno.EISDIR, errno.EPERM}
 
@@ -234,7 +233,7 @@ def unpacked(data: memoryview, span: Span, shard: Shard, row: int) -> Pair | Bad
             counts = _npy_rows(content, 2)
         if neighbors_size:
             content = data[neighbors_at:size]
-            crc = deflate_crc32(content, crc)  # type: ignore[arg-type]
+            crc = deflate_crc32(content, crc)  # type: ignore[arg-type]  # as above
             neighbors = _npy_rows(content, 3)
     except (ValueError, IndexError):
         damaged = True

@@ -48,7 +48,7 @@ class ReadAhead:
             if wait and not self._free:
                 for event in batch.copied:
                     event.synchronize()
-            if not all(event.query() for event in batch.copied):  # type: ignore[no-untyped-call]
+            if not all(event.query() for event in batch.copied):  # type: ignore[no-untyped-call]  # torch's
                 break
             self._copying.popleft()
             self._free.append(slot)
@@ -71,10 +71,10 @@ def pinned(ring: Ring) -> Iterator[None]:
 
     Its images alone, for what CUDA knows takes memory whether it is written or not.
     """
-    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch's
         yield
         return
-    cudart = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    cudart = torch.cuda.cudart()  # type: ignore[no-untyped-call]  # torch's
     start = ring.slots[0].header.ctypes.data
     torch.cuda.check_error(int(cudart.cudaHostRegister(start, ring.full_bytes, 0)))
     try:

@@ -12,8 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Final, Protocol
 
 from shards.errors import BadInput
 from trainer.ring import Filler, Ring, RowFault, faults_from_json
@@ -67,7 +66,7 @@ class _Worker:
 
 
 class Crew:
-    """Worker processes that fill slots of `ring`; a context manager.
+    """Worker processes that fill slots of `ring`, until `close`.
 
     A worker that dies is replaced and asked again for what it had left. `finish` raises BadInput
     where a worker could not read the dataset, and RuntimeError where one chunk ends worker after
@@ -87,17 +86,6 @@ class Crew:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the workers at once: they hold nothing that is not read again."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -191,7 +191,7 @@ def _read_ahead(job: Job, wanted: Iterator[Wanted], workers: int) -> Iterator[Re
         stack.enter_context(pinned(ring))
         hands: Hands
         if workers:
-            hands = stack.enter_context(Crew(ring, job, workers))
+            hands = stack.enter_context(closing(Crew(ring, job, workers)))
         else:
             reader = stack.enter_context(job.reader())
             hands = OwnHands(ring, Filler(job.stream, reader, job.layout))

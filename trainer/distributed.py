@@ -49,7 +49,7 @@ class World:
         """
         if self.size == 1:
             return x_BD
-        gathered: torch.Tensor = _Gather.apply(x_BD, self)  # type: ignore[no-untyped-call]
+        gathered: torch.Tensor = _Gather.apply(x_BD, self)  # type: ignore[no-untyped-call]  # torch's
         return gathered
 
     def total(self, x: torch.Tensor) -> torch.Tensor:

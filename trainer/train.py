@@ -17,7 +17,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -144,7 +144,7 @@ def train(
         world.broadcast(model)
         ema = None
         if optim.ema is not None:
-            average = get_ema_multi_avg_fn(optim.ema)  # type: ignore[no-untyped-call]
+            average = get_ema_multi_avg_fn(optim.ema)  # type: ignore[no-untyped-call]  # torch's
             ema = AveragedModel(model, multi_avg_fn=average)
         parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "scaler": scaler}
         parts |= {"ema": ema} if ema is not None else {}
@@ -174,12 +174,15 @@ def train(
 
         # --- the loop
         clock = Clock(profile_steps is not None, device)
-        metrics = stack.enter_context(Metrics(config.run.out, step)) if first else None
+        metrics = None
+        if first:
+            metrics = stack.enter_context(closing(Metrics(config.run.out, step)))
         writer = None
         if first and profile_steps is None:
             writer = stack.enter_context(CheckpointWriter(folder, config.run.keep_checkpoints))
-        batches = loader.training(order, cursor, loading, world.rank, world.size)
-        stack.callback(batches.close)
+        batches = stack.enter_context(
+            closing(loader.training(order, cursor, loading, world.rank, world.size))
+        )
         saved_step, best_val_r5, stopped = step, best_score(folder), False
         # What a forward pass leaves behind whether its step is taken or not.
         statistics = [b for m in model.modules() if isinstance(m, _BatchNorm) for b in m.buffers()]

@@ -11,7 +11,7 @@ import itertools
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -32,7 +32,7 @@ BEFORE: Final = 20  # batches until the stop
 
 State = Any
 # Batches of keys, each with the state after it, of an epoch from a state on (None: its start).
-Epoch = Callable[[Stream, State, int, int, int], Iterator[tuple[list[str], State]]]
+Epoch = Callable[[Stream, State, int, int, int], Generator[tuple[list[str], State], None, None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def tried(root: Path, epoch: Epoch) -> Found:
 def _resumed(stream: Stream, epoch: Epoch, want: Counter[str], before: int, after: int) -> str:
     seen: Counter[str] = Counter()
     state = None
-    with contextlib.closing(epoch(stream, None, 0, 1, before)) as started:  # type: ignore[type-var]
+    with contextlib.closing(epoch(stream, None, 0, 1, before)) as started:
         for keys, state_after in itertools.islice(started, BEFORE):
             seen.update(keys)
             state = state_after
