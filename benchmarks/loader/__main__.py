@@ -24,6 +24,7 @@ from benchmarks.registration.limits import Limits
 from shards.stream import read_stream
 
 N_SAMPLES, N_SMALL = 20_480, 508
+N_OF_A_SMALL_SHARD = 32  # webdataset needs a shard for every rank
 N_OF_A_TURN, ROUNDS = 4096, 16
 MIN_SHARE = 0.9
 
@@ -40,7 +41,7 @@ def main() -> int:
     os.environ["CELLPAIR_CACHE"] = str(out / "cache")
     limits = Limits()
     _speeds(limits, dataset(out / "dataset", N_SAMPLES), given.peers)
-    _guarantees(limits, dataset(out / "small", N_SMALL), given.peers)
+    _guarantees(limits, dataset(out / "small", N_SMALL, N_OF_A_SMALL_SHARD), given.peers)
     return 0 if limits.met else 1
 
 

@@ -25,10 +25,10 @@ GENES_OF_A_CELL = 100
 Image = npt.NDArray[np.uint8]
 
 
-def dataset(root: Path, n_samples: int) -> Path:
+def dataset(root: Path, n_samples: int, n_of_a_shard: int = 1024) -> Path:
     """`n_samples` in `N_RUNS` runs of one donor each, made where `root` does not have them yet."""
     panel = Panel.of("human", [Gene(symbol=f"GENE{i}", ensembl=None) for i in range(N_GENES)])
-    return publish_runs(root, panel, PATCH, [n_samples // N_RUNS] * N_RUNS, _samples, 1024)
+    return publish_runs(root, panel, PATCH, [n_samples // N_RUNS] * N_RUNS, _samples, n_of_a_shard)
 
 
 def _samples(panel: Panel, donor: str, n: int, seed: int) -> Iterator[Sample]:
