@@ -325,12 +325,14 @@ class RunStages:
             withdrawn_cell_ids = all_ids[~all_ids.isin(table["cell_id"])].tolist()
         return pack.write_shard_set(
             out,
+            kept,
             self.configs.packing,
             self.configs.patch,
             self.built["cells"].folder,
             self.built["patches"].folder,
             image_px_from_xenium_um,
             image_mpp,
+            self.blocks,
             error_um=read_cell_errors(self.built["registration"].folder)
             if self.run.slide
             else None,

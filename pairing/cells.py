@@ -151,11 +151,17 @@ def read_cells(folder: Path) -> pd.DataFrame:
     return cells
 
 
-def read_counts(folder: Path, n_genes: int) -> sparse.csr_matrix:
-    """(cells, genes) CSR of the counts of a cells artifact; arrays stay memory-mapped."""
+def open_counts(folder: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+    """indptr, indices and data of the counts of a cells artifact, memory-mapped."""
     indptr, indices, data = (
         np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in _COUNTS_FILES
     )
+    return indptr, indices, data
+
+
+def read_counts(folder: Path, n_genes: int) -> sparse.csr_matrix:
+    """(cells, genes) CSR of the counts of a cells artifact; arrays stay memory-mapped."""
+    indptr, indices, data = open_counts(folder)
     return sparse.csr_matrix((data, indices, indptr), shape=(len(indptr) - 1, n_genes))
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -12,19 +12,20 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow.parquet as pq
 from pydantic import Field
-from scipy import sparse
 
 from pairing.annotations import donors_of_cells, labels_of_cells
-from pairing.cells import NEIGHBORS_FILE, PANEL_FILE, read_cells, read_counts
+from pairing.cells import NEIGHBORS_FILE, PANEL_FILE, open_counts, read_cells
 from pairing.geometry import Points, Transform
-from pairing.patches import INDEX_FILE, PatchReader
-from shards.artifact import write_atomically
+from pairing.pack_plan import as_numbers, in_hashed_order, plan_shards, tar_bytes
+from pairing.pack_samples import MapTasks, RunTables, ShardTasks, read_shard_info, write_task
+from pairing.patches import INDEX_FILE
+from shards.artifact import link_or_copy, tell_found, write_atomically
 from shards.dataset import read_record
 from shards.errors import BadInput
 from shards.schema import NOT_ASSESSED, Manifest, Panel, PatchSpec, Record, RunId, Totals
-from shards.write import MANIFEST_FILE, Sample, narrow_counts, write_shards
+from shards.write import MANIFEST_FILE, check_cell_ids, shard_name
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 
 Flag = Literal["edge", "damaged_tile"]
 FLAGS: tuple[Flag, ...] = get_args(Flag)  # each a column of the index of the patches
@@ -46,17 +47,21 @@ class PackConfig(Record):
     source_id: str | None
     tissue: str | None
     filters: Filters
+    # A shard is closed by whichever comes first; bytes are of the tar.
     max_samples: int = Field(default=10_000, gt=0)
+    max_bytes: int = Field(default=512_000_000, gt=0)
 
 
 def write_shard_set(
     out: Path,
+    kept: Path,
     config: PackConfig,
     spec: PatchSpec,
     cells_folder: Path,
     patches_folder: Path,
     image_px_from_xenium_um: Transform,
     image_mpp: float,
+    map_tasks: MapTasks,
     *,
     error_um: pd.Series[float] | None = None,
     donors: Path | None = None,
@@ -73,10 +78,13 @@ def write_shard_set(
     `labels` are files as `pairing.annotations` reads them. They may name `withdrawn` donors and
     their cells, which the cells artifact lacks: such cells are not among those seen. Raises
     BadInput where no cell is left.
+
+    Which cells a shard holds is known before any is written. `map_tasks(write, tasks)` runs `write`
+    over them anywhere, in any order; both can be pickled. Shards are published one by one in
+    `kept`; those that lie there already are not written again.
     """
     cells = read_cells(cells_folder)
     panel = read_record(cells_folder / PANEL_FILE, Panel)
-    counts = read_counts(cells_folder, len(panel.genes))
     neighbors = np.load(cells_folder / NEIGHBORS_FILE, mmap_mode="r", allow_pickle=False)
     patches = pq.read_table(patches_folder / INDEX_FILE).to_pandas().set_index("row")
 
@@ -86,24 +94,57 @@ def write_shard_set(
     )
     errors = np.nan if error_um is None else cells["cell_id"].map(error_um)
     cells = cells.assign(registration_error_um=errors)
-    kept, totals = select(cells, patches, config.filters, registered=error_um is not None)
-    if not len(kept):
+    kept_rows, totals = select(cells, patches, config.filters, registered=error_um is not None)
+    if not len(kept_rows):
         raise BadInput(
             f"run {config.run}",
             expected="at least one cell that passes the filters",
             found=f"{totals.seen} cells, dropped: {totals.dropped}",
             remedy="look at the run's alignment and counts, or loosen [filters]",
         )
-    order = _in_hashed_order(kept, cells, config.run)
-    image_um = image_px * image_mpp
-    reader = PatchReader(patches_folder)
-    try:
-        samples = _samples(
-            order, cells, counts, neighbors, patches, image_um, reader, config, spec, panel
-        )
-        infos = write_shards(out, samples, run=config.run, max_samples=config.max_samples)
-    finally:
-        reader.close()
+    cell_id = cells["cell_id"].to_numpy()
+    check_cell_ids(config.run, cell_id[kept_rows], set())
+    donor_names, donor = as_numbers(cells["donor"].to_numpy())
+    order = in_hashed_order(kept_rows, donor, cell_id, config.run)
+    sizes = tar_bytes(
+        order, patches["size"].loc[order].to_numpy(), open_counts(cells_folder)[0], neighbors, donor
+    )
+    cuts = plan_shards(
+        donor[order], sizes, max_samples=config.max_samples, max_bytes=config.max_bytes
+    )
+    names = [shard_name(config.run, donor_names[cut.donor], cut.number) for cut in cuts]
+    tables = RunTables(
+        same={
+            "run": config.run,
+            "tissue": config.tissue,
+            "species": panel.species,
+            "panel": panel.panel_id,
+            "mpp": spec.mpp,
+            "fov_um": spec.fov_um,
+        },
+        cells=cells,
+        donor=donor,
+        patches=patches,
+        flags=FLAGS,
+        neighbors=neighbors,
+        image_um=image_px * image_mpp,
+    )
+    left = [
+        (name, order[cut.start : cut.stop])
+        for name, cut in zip(names, cuts, strict=True)
+        if read_shard_info(kept, name) is None
+    ]
+    tell_found(len(names) - len(left), len(names))
+    write = partial(write_task, kept, cells_folder, patches_folder)
+    for _ in map_tasks(write, ShardTasks(left, tables)):
+        pass
+    infos = []
+    for name in names:
+        info = read_shard_info(kept, name)
+        assert info is not None, name
+        infos.append(info)
+        for suffix in (".tar", ".parquet"):
+            link_or_copy(kept / f"{name}{suffix}", out / f"{name}{suffix}")
     manifest = Manifest(
         run=config.run,
         source_id=config.source_id,
@@ -177,95 +218,3 @@ def select(
         noted={NOT_ASSESSED: not_assessed} if registered else {},
     )
     return np.flatnonzero(left), totals
-
-
-def _in_hashed_order(rows: npt.NDArray[np.int64], cells: pd.DataFrame, run: str) -> list[int]:
-    # A shard holds one donor. Within it, neighbours on the slide must not be neighbours: readers
-    # shuffle only so far.
-    donor, cell_id = cells["donor"].to_numpy(), cells["cell_id"].to_numpy()
-
-    def place(row: int) -> tuple[str, bytes]:
-        return donor[row], hashlib.sha256(f"{run}/{cell_id[row]}".encode()).digest()
-
-    return sorted(rows.tolist(), key=place)
-
-
-def _samples(
-    order: list[int],
-    cells: pd.DataFrame,
-    counts: sparse.csr_matrix,
-    neighbors: npt.NDArray[np.int32],
-    patches: pd.DataFrame,
-    image_um: npt.NDArray[np.float64],
-    reader: PatchReader,
-    config: PackConfig,
-    spec: PatchSpec,
-    panel: Panel,
-) -> Iterator[Sample]:
-    # Columns as arrays: a row of a data frame costs more than the sample that is made of it.
-    cell = {name: cells[name].to_numpy() for name in cells.columns}
-    patch = {name: column.to_numpy() for name, column in patches.reindex(cells.index).items()}
-    for row in order:
-        donor = cell["donor"][row]
-        # Counts of another donor, who may be in another split, must not come along.
-        near = [int(n) for n in neighbors[row] if n >= 0 and cell["donor"][n] in (donor, None)]
-        offsets_um = image_um[near] - image_um[row]
-        part, offset, size = (patch[name][row] for name in ("part", "offset", "size"))
-        yield Sample(
-            cell_id=cell["cell_id"][row],
-            donor=donor,
-            image_jpeg=reader.read(part, int(offset), int(size)),
-            counts=narrow_counts(np.stack(_row_of(counts, row))),
-            neighbors=narrow_counts(_neighbor_counts(counts, near)),
-            row={
-                "tissue": config.tissue,
-                "species": panel.species,
-                "label": cell["label"][row],
-                "panel": panel.panel_id,
-                "x_um": float(cell["x_um"][row]),
-                "y_um": float(cell["y_um"][row]),
-                "x_px": float(patch["x_px"][row]),
-                "y_px": float(patch["y_px"][row]),
-                "center": cell["center"][row],
-                "mpp": spec.mpp,
-                "fov_um": spec.fov_um,
-                "n_counts": int(cell["n_counts"][row]),
-                "nucleus": _nucleus(cell, row),
-                "registration_error_um": _or_none(cell["registration_error_um"][row]),
-                "neighbors": [
-                    {"cell_id": cell["cell_id"][n], "dx_um": dx, "dy_um": dy}
-                    for n, (dx, dy) in zip(near, offsets_um.tolist(), strict=True)
-                ],
-                "flags": [flag for flag in FLAGS if patch[flag][row]],
-            },
-        )
-
-
-def _row_of(
-    counts: sparse.csr_matrix, row: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    span = slice(counts.indptr[row], counts.indptr[row + 1])
-    return counts.indices[span].astype(np.int64), counts.data[span].astype(np.int64)
-
-
-def _neighbor_counts(counts: sparse.csr_matrix, near: list[int]) -> npt.NDArray[np.int64]:
-    parts = [np.zeros((3, 0), dtype=np.int64)]
-    for ordinal, n in enumerate(near):
-        genes, values = _row_of(counts, n)
-        parts.append(np.stack([np.full_like(genes, ordinal), genes, values]))
-    return np.concatenate(parts, axis=1)
-
-
-def _or_none(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
-
-
-def _nucleus(cell: dict[str, npt.NDArray[Any]], row: int) -> dict[str, Any] | None:
-    if pd.isna(cell["he_nucleus_id"][row]):
-        return None
-    return {
-        "id": int(cell["he_nucleus_id"][row]),
-        "area_um2": float(cell["he_area_um2"][row]),
-        "iou": float(cell["he_iou"][row]),
-        "distance_um": float(cell["he_distance_um"][row]),
-    }

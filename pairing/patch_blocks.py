@@ -13,19 +13,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import simplejpeg
-from PIL import Image
 
 from pairing.geometry import Box, Points
+from pairing.patch_grid import PatchGrid, Rgb, columns_by_row, cut_patches
+from pairing.patch_plan import Plan, plan_cuts
 from pairing.slide import Damage, Slide
-from pairing.slide_image import FILTER_REACH
 from shards.artifact import written_aside
 from shards.schema import PatchSpec, Record
 
 DAMAGE_FILE = "damage.json"
-
-# Side of a block's core in level-0 pixels: whole tiles of the slide, about this size, so that a
-# tile is decoded for one core and at most for its neighbours' halos.
-BLOCK_PX = 2048
+_NOTES_KEY = "notes"
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -53,25 +50,43 @@ class DamageReport(Record):
 
 @dataclass(frozen=True, slots=True)
 class PatchBlock:
-    """Work for one worker: the cells whose centres lie in one core, and the box to decode.
+    """Work for one worker: cells whose patches are cut from the tiles that they share.
 
     `centres_px` is (n, 2) in level-0 pixels; `rows` are their rows in cells.parquet; `damage` is
-    what is known of the box before it is decoded.
+    what is known of the slide there before it is decoded.
     """
 
     name: str
-    box: Box
     rows: npt.NDArray[np.int64]
     centres_px: Points
     damage: tuple[Damage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
+class Look:
+    """What is one for all blocks of a slide.
+
+    `grey_scale` holds the intensities that become 0 and 255 in a DAPI patch, None for RGB slides;
+    `fill` is the (C,) value of what can't be seen.
+    """
+
+    grey_scale: tuple[float, float] | None
+    fill: npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
 class CutBlock:
-    """What became of a block: its rows of the index, and the damage that decoding it met."""
+    """What became of a block: its rows of the index, the damage met, and the tiles decoded."""
 
     index: pa.Table
     damage: tuple[Damage, ...]
+    n_decoded: int
+
+
+class BlockNotes(DamageReport):
+    """What a block's table tells beside its rows."""
+
+    n_decoded: int
 
 
 OpenImage = Callable[[], AbstractContextManager[Slide]]
@@ -79,78 +94,86 @@ OpenImage = Callable[[], AbstractContextManager[Slide]]
 
 def plan_blocks(
     slide: Slide, centres_px: Points, spec: PatchSpec, damage: Sequence[Damage] = ()
-) -> list[PatchBlock]:
-    """Blocks that hold every centre on the slide once, each with the halo that its patches need.
+) -> tuple[list[PatchBlock], Plan]:
+    """Blocks that hold every centre on the slide once, as `pairing.patch_plan` cuts them.
 
-    Cores are whole tiles or strips; blocks without cells are left out. Of `damage`, known of the
-    slide, each block gets what lies in its box.
+    Of `damage`, known of the slide, each block gets what lies around its patches.
     """
-    halo = int(np.ceil(_reach_px(slide, spec)))
-    tile_w, tile_h = slide.tile_px
-    core_w = max(tile_w, BLOCK_PX // tile_w * tile_w)
-    # Strips are as wide as the slide: fewer of their rows are held at once.
-    rows_at_once = min(BLOCK_PX, 4 * BLOCK_PX**2 // core_w)
-    core = np.array([core_w, max(tile_h, rows_at_once // tile_h * tile_h)])
     on_slide = ((centres_px >= 0) & (centres_px < slide.size_px)).all(axis=1)
     rows = np.flatnonzero(on_slide)
-    column, line = (centres_px[rows] // core).astype(np.int64).T
+    grid = PatchGrid.of(slide, spec)
+    corners = grid.corners(centres_px[rows])
+    seen = grid.seen(corners)
+    tile_w, tile_h = slide.tile_px
+    # Two rows of tiles and what lies between them, besides decoded pixels on their way.
+    held_rows = 2 * tile_h + grid.rows_held()
+    plan = plan_cuts(
+        grid.footprints(slide, corners),
+        tile_w * held_rows * slide.n_channels * slide.dtype.itemsize,
+    )
     blocks = []
-    for y, x in sorted(set(zip(line.tolist(), column.tolist(), strict=True))):
-        inside = (line == y) & (column == x)
-        x0, y0 = int(x * core[0]), int(y * core[1])
-        box = (x0 - halo, y0 - halo, x0 + int(core[0]) + halo, y0 + int(core[1]) + halo)
+    for number, members in enumerate(plan.blocks):
+        box = (*seen[members, :2].min(axis=0).tolist(), *seen[members, 2:].max(axis=0).tolist())
         known = tuple(d for d in damage if overlaps(d.box, box))
-        name = f"part-{y:05d}-{x:05d}"
-        blocks.append(PatchBlock(name, box, rows[inside], centres_px[rows[inside]], known))
-    return blocks
+        own = rows[members]
+        blocks.append(PatchBlock(f"part-{number:05d}", own, centres_px[own], known))
+    return blocks, plan
 
 
 def cut_block(
-    out: Path,
-    open_image: OpenImage,
-    spec: PatchSpec,
-    grey_scale: tuple[float, float] | None,
-    block: PatchBlock,
+    out: Path, open_image: OpenImage, spec: PatchSpec, look: Look, block: PatchBlock
 ) -> str:
     """Publish the patches of one block as `out/<name>.jpgs`, and after them `<name>.parquet`.
 
     The table holds their rows of the index and, in its metadata, the damage that was met; where it
     is, the block is whole. Returns the name.
 
-    The block is decoded once. A patch is a square of `spec.fov_um` centred on its cell to a
-    fraction of a pixel, resampled once with an antialiasing filter. Outside the slide, and where
-    it does not decode or is black, lies the slide's fill; patches over damage are marked.
-    `grey_scale` holds the intensities that become 0 and 255 in a DAPI patch; None for RGB slides.
+    Each tile is decoded once. A patch is a square of `spec.fov_um` around its cell, whose middle is
+    that of the cell to half a pixel of the patch, of a grid that is resampled once with an
+    antialiasing filter. Outside the slide, and where it does not decode or is black, lies the
+    slide's fill; patches over damage are marked.
     """
-    columns: dict[str, list[Any]] = {name: [] for name in INDEX_SCHEMA.names}
     with (
         open_image() as opened,
         written_aside(out / jpgs_file(block.name)) as path,
         path.open("wb") as part,
     ):
-        slide, met = opened.tolerant()
-        reach = _reach_px(slide, spec)
-        box = _clipped(block, reach)
-        pixels = slide.read(box)
-        picture = Image.fromarray(as_rgb(pixels, grey_scale))
-        side_px = spec.fov_um / slide.mpp
-        width, height = slide.size_px
-        damage = [d.box for d in (*block.damage, *met)]
-        for row, (x, y) in zip(block.rows.tolist(), block.centres_px.tolist(), strict=True):
-            half = side_px / 2
-            edge = x < half or y < half or x > width - half or y > height - half
-            seen = (x - reach, y - reach, x + reach, y + reach)
-            jpeg = _cut(picture, box[:2], seen, (x - half, y - half, x + half, y + half), spec)
-            damaged = any(overlaps(d, seen) for d in damage)
-            values = (row, block.name, part.tell(), len(jpeg), x, y, edge, damaged)
-            for name, value in zip(INDEX_SCHEMA.names, values, strict=True):
-                columns[name].append(value)
-            part.write(jpeg)
-    report = DamageReport(damage=tuple(met)).model_dump_json()
-    index = pa.table(columns, schema=INDEX_SCHEMA).replace_schema_metadata({DAMAGE_FILE: report})
+        grid = PatchGrid.of(opened, spec)
+        corners = grid.corners(block.centres_px)
+        footprints = columns_by_row(grid.footprints(opened, corners))
+        wanted = [(x, y) for y, columns in footprints.items() for x in columns.tolist()]
+        once, tiles = opened.decoding_once(wanted, look.fill)
+        slide, met = once.tolerant()
+        numbers, sizes = [], []
+        for number, rgb in cut_patches(slide, tiles, grid, corners, look.grey_scale):
+            numbers.append(number)
+            sizes.append(part.write(encoded(rgb, spec.jpeg_quality)))
+    known = {(d.kind, d.box): d for d in (*block.damage, *met)}
+    columns = {
+        "row": block.rows[numbers],
+        "part": pa.repeat(block.name, len(numbers)),
+        "offset": np.cumsum([0, *sizes[:-1]]),
+        "size": np.array(sizes, np.int32),
+        "x_px": block.centres_px[numbers, 0],
+        "y_px": block.centres_px[numbers, 1],
+        "edge": _reaches_outside(grid.fields(corners[numbers]), slide.size_px),
+        "damaged_tile": _sees(grid.seen(corners[numbers]), [box for _, box in known]),
+    }
+    found = {(d.kind, d.box): d for d in met}
+    notes = BlockNotes(damage=tuple(found.values()), n_decoded=tiles.n_decoded)
+    metadata = {_NOTES_KEY: notes.model_dump_json()}
+    index = pa.table(columns, schema=INDEX_SCHEMA).replace_schema_metadata(metadata)
     with written_aside(out / f"{block.name}.parquet") as path:
         pq.write_table(index, path)
     return block.name
+
+
+def encoded(rgb: Rgb, quality: int) -> bytes:
+    """A patch as JPEG, 4:2:0."""
+    jpeg: bytes = simplejpeg.encode_jpeg(
+        rgb, quality=quality, colorspace="RGB", colorsubsampling="420"
+    )
+    return jpeg
 
 
 def read_block(out: Path, name: str) -> CutBlock | None:
@@ -159,8 +182,8 @@ def read_block(out: Path, name: str) -> CutBlock | None:
     if not path.exists():
         return None
     table = pq.read_table(path)
-    report = DamageReport.model_validate_json(table.schema.metadata[DAMAGE_FILE.encode()])
-    return CutBlock(table.replace_schema_metadata(), report.damage)
+    notes = BlockNotes.model_validate_json(table.schema.metadata[_NOTES_KEY.encode()])
+    return CutBlock(table.replace_schema_metadata(), notes.damage, notes.n_decoded)
 
 
 def jpgs_file(name: str) -> str:
@@ -172,57 +195,19 @@ def overlaps(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _reach_px(slide: Slide, spec: PatchSpec) -> float:
-    """How far from its centre a patch sees: half its side, and what the cubic filter adds."""
-    side_px = spec.fov_um / slide.mpp
-    return side_px / 2 + FILTER_REACH * max(1.0, side_px / spec.size_px)
+def _reaches_outside(
+    fields: npt.NDArray[np.float64], size_px: tuple[int, int]
+) -> npt.NDArray[np.bool_]:
+    """(n,) of (n, 4) boxes."""
+    outside: npt.NDArray[np.bool_] = (fields[:, :2] < 0).any(axis=1)
+    outside |= (fields[:, 2:] > size_px).any(axis=1)
+    return outside
 
 
-def _clipped(block: PatchBlock, reach_px: float) -> Box:
-    """The part of the block's box that its patches touch, so that sparse blocks decode little."""
-    x0, y0 = np.floor(block.centres_px.min(axis=0) - reach_px).astype(int)
-    x1, y1 = np.ceil(block.centres_px.max(axis=0) + reach_px).astype(int)
-    return (
-        max(block.box[0], int(x0)),
-        max(block.box[1], int(y0)),
-        min(block.box[2], int(x1)),
-        min(block.box[3], int(y1)),
-    )
-
-
-def _cut(
-    picture: Image.Image,
-    corner: tuple[int, ...],
-    seen: tuple[float, ...],
-    field: tuple[float, ...],
-    spec: PatchSpec,
-) -> bytes:
-    # Pillow's box is in continuous pixel coordinates, as ours are, but of 32 bits: it is told from
-    # beside the patch, so that a patch has the same bytes wherever its block begins, which depends
-    # on the other cells. Its resize is antialiased.
-    x0, y0 = (int(np.floor(v)) for v in seen[:2])
-    x1, y1 = (int(np.ceil(v)) for v in seen[2:])
-    near = picture.crop((x0 - corner[0], y0 - corner[1], x1 - corner[0], y1 - corner[1]))
-    patch = near.resize(
-        (spec.size_px, spec.size_px),
-        Image.Resampling.BICUBIC,
-        box=(field[0] - x0, field[1] - y0, field[2] - x0, field[3] - y0),
-    )
-    jpeg: bytes = simplejpeg.encode_jpeg(
-        np.ascontiguousarray(patch),
-        quality=spec.jpeg_quality,
-        colorspace="RGB",
-        colorsubsampling="420",
-    )
-    return jpeg
-
-
-def as_rgb(
-    pixels: npt.NDArray[Any], grey_scale: tuple[float, float] | None
-) -> npt.NDArray[np.uint8]:
-    """(Y, X, 3) for the eye: RGB as it is, DAPI (Y, X, 1) with `grey_scale` from 0 to 255."""
-    if grey_scale is None:
-        return np.ascontiguousarray(pixels, dtype=np.uint8)
-    low, high = grey_scale
-    scaled = ((pixels[..., :1].astype(np.float32) - low) / (high - low) * 255).round()
-    return np.repeat(scaled.clip(0, 255).astype(np.uint8), 3, axis=2)
+def _sees(seen: npt.NDArray[np.int64], boxes: Sequence[Box]) -> npt.NDArray[np.bool_]:
+    """(n,) whether an (n, 4) box overlaps any of `boxes`."""
+    found = np.zeros(len(seen), bool)
+    for x0, y0, x1, y1 in boxes:
+        across = (seen[:, 0] < x1) & (seen[:, 2] > x0)
+        found |= across & (seen[:, 1] < y1) & (seen[:, 3] > y0)
+    return found

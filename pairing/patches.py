@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from pairing.patch_blocks import (
     DAMAGE_FILE,
     INDEX_SCHEMA,
     DamageReport,
+    Look,
     OpenImage,
     PatchBlock,
     cut_block,
@@ -32,7 +34,7 @@ from shards.errors import BadInput
 from shards.schema import PatchSpec
 
 INDEX_FILE = "index.parquet"
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 
 # The two ends of the grey scale of a DAPI patch, as percentiles of what the run imaged.
 DAPI_PERCENTILES = (1.0, 99.8)
@@ -66,13 +68,13 @@ def write_patches(
             opened.require_rgb()
         slide, _ = opened.tolerant()
         known = slide.find_damage(centres_px)
-        blocks = plan_blocks(slide, centres_px, spec, known)
+        blocks, plan = plan_blocks(slide, centres_px, spec, known)
         grey_scale = _dapi_scale(slide) if spec.image == "morphology" else None
-        decoded_px = sum((b.box[2] - b.box[0]) * (b.box[3] - b.box[1]) for b in blocks)
-        slide_px = slide.size_px[0] * slide.size_px[1]
+        look = Look(grey_scale, slide.fill)
+        slide_tiles = np.ceil(np.divide(slide.size_px, slide.tile_px))
     left = [block for block in blocks if read_block(kept, block.name) is None]
     tell_found(len(blocks) - len(left), len(blocks))
-    for _ in map_blocks(partial(cut_block, kept, open_image, spec, grey_scale), left):
+    for _ in map_blocks(partial(cut_block, kept, open_image, spec, look), left):
         pass
     done = []
     for block in blocks:
@@ -84,6 +86,7 @@ def write_patches(
     pq.write_table(index, out / INDEX_FILE)
     damage = merged([*known, *(d for block in done for d in block.damage)], slide.tile_px)
     report = DamageReport(damage=tuple(damage))
+    n_decoded = sum(block.n_decoded for block in done)
     (out / DAMAGE_FILE).write_text(report.model_dump_json(indent=1) + "\n")
     return {
         "n_cut": index.num_rows,
@@ -92,25 +95,31 @@ def write_patches(
         "n_damaged_tiles": len(damage),
         "n_on_damaged_tile": int(np.count_nonzero(index["damaged_tile"].to_numpy())),
         "n_blocks": len(blocks),
-        "decoded_share_of_slide": round(decoded_px / slide_px, 4),
+        "n_tiles": plan.n_tiles,
+        "decoded_share_of_slide": round(n_decoded / float(slide_tiles.prod()), 4),
+        "redecoded_share": round(n_decoded / max(plan.n_tiles, 1) - 1, 4),
         "grey_scale": grey_scale,
         "slide_notes": list(slide.notes),
     }
 
 
 class PatchReader:
-    """Reads patches of a patches artifact by their index rows; closes its files at the end."""
+    """Reads patches of a patches artifact by their index rows; closes its file at the end.
+
+    One part is open at a time: whoever reads many goes through them part by part.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._open: tuple[str, Any] | None = None
+        self._open: tuple[str, BinaryIO] | None = None
 
     def read(self, part: str, offset: int, size: int) -> bytes:
         if self._open is None or self._open[0] != part:
             self.close()
-            self._open = (part, (self._folder / jpgs_file(part)).open("rb"))
-        self._open[1].seek(offset)
-        data: bytes = self._open[1].read(size)
+            self._open = (part, (self._folder / jpgs_file(part)).open("rb", buffering=0))
+        data = os.pread(self._open[1].fileno(), size, offset)
+        if len(data) < size:
+            raise EOFError(f"{self._folder / jpgs_file(part)} ends before byte {offset + size}")
         return data
 
     def close(self) -> None:

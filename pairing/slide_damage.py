@@ -17,6 +17,8 @@ from shards.schema import Record
 # A hole is black (0 in every channel) wherever a square of this side is: 8 µm of a slide at
 # 0.25 µm per pixel. The darkest pigment or ink still has the scanner's noise.
 _HOLE_PX = 32
+# Whether a pixel is in a hole is told by the pixels around it, up to this far.
+HOLE_REACH_PX = _HOLE_PX - 1
 
 DamageKind = Literal["undecodable", "black", "duplicate", "missing"]
 
@@ -47,7 +49,7 @@ def read_over_damage(
     cut off at native tiles and at what was looked at.
     """
     # Boxes that overlap must agree on holes: a hole that ends in the box begins within this margin.
-    wide = _grown(box, _HOLE_PX - 1, source.size_px) if holes else box
+    wide = _grown(box, HOLE_REACH_PX, source.size_px) if holes else box
     undecodable: list[Box] = []
     pixels = source.read_inside(wide, undecodable)
     damaged = np.zeros(pixels.shape[:2], bool)
@@ -90,11 +92,14 @@ def _part(box: Box, of: Box) -> tuple[slice, slice]:
 
 def _holes(pixels: Pixels, damaged: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """(Y, X) whether a pixel lies in a black square of _HOLE_PX."""
+    # Most pictures have none: every such square holds pixels of any grid of half its side.
+    half = _HOLE_PX // 2
+    if pixels[::half, ::half].any(axis=2).all():
+        return np.zeros_like(damaged)
     black = ~damaged
     for c in range(pixels.shape[2]):
         black &= pixels[..., c] == 0
-    # Most pictures have none: every such square holds one of half the side on a grid.
-    half = _HOLE_PX // 2
+    # Nor do dark specks make one: every such square holds one of half the side on the grid.
     down, across = (n // half for n in black.shape)
     cells = black[: down * half, : across * half].reshape(down, half, across, half)
     if not cells.all(axis=(1, 3)).any():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from copy import copy
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from pairing.geometry import Box, Points
 from pairing.slide_damage import Damage, read_over_damage
 from pairing.slide_levels import regular_levels
 from pairing.slide_sources import Pixels, Source
+from pairing.slide_tiles import TilesOnce
 from shards.errors import BadInput
 
 # Pillow's cubic (a = -0.5) reaches two pixels of the coarser of the two grids to each side.
@@ -152,6 +153,20 @@ class Slide:
         slide._damage = []
         return slide, slide._damage
 
+    def decoding_once(
+        self, tiles: Collection[tuple[int, int]], fill: npt.NDArray[Any]
+    ) -> tuple[Slide, TilesOnce]:
+        """The same slide for those who read level 0 from top to bottom, and what holds its tiles.
+
+        Of level 0 `tiles` (column, row) are decoded, each once. `fill` is the slide's own, which
+        is not looked for again.
+        """
+        once = TilesOnce(self._sources[0], tiles)
+        slide = copy(self)
+        slide._sources = (once, *self._sources[1:])
+        slide.fill = fill
+        return slide, once
+
     def find_damage(self, centres_px: Points) -> list[Damage]:
         """Damage that the file's own table of tiles tells, without decoding the slide.
 
@@ -160,8 +175,8 @@ class Slide:
         without a cell on it, a tile that was left out is glass.
         """
         repeated = self._sources[0].repeated_tiles()
-        column, row = np.floor(centres_px / self.tile_px).astype(np.int64).T
-        with_cells = set(zip(column.tolist(), row.tolist(), strict=True))
+        tiles = np.unique(np.floor(centres_px / self.tile_px).astype(np.int64), axis=0)
+        with_cells = set(map(tuple, tiles.tolist()))
         missing = [
             box
             for box in self._sources[0].empty_tiles()
@@ -210,7 +225,7 @@ class Slide:
             x1 * step - source[0],
             y1 * step - source[1],
         )
-        return _resampled(self.read(source, level), (width, height), part)
+        return resampled(self.read(source, level), (width, height), part)
 
     def _level_for(self, mpp: float) -> int:
         if not mpp > 0:
@@ -223,7 +238,7 @@ class Slide:
         return fitting[-1] if fitting else 0
 
 
-def _resampled(
+def resampled(
     pixels: Pixels, size: tuple[int, int], part: tuple[float, float, float, float]
 ) -> Pixels:
     """The float box `part` of (Y, X, C) pixels, resampled to `size`; 8-bit or any other dtype."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from io import BytesIO
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,26 @@ from shards.schema import (
 
 MANIFEST_FILE = "manifest.json"
 
+# Each member of a sample, in the tar's order, and what its columns begin with.
+_MEMBERS = ((IMAGE_MEMBER, "jpg"), (COUNTS_MEMBER, "counts"), (NEIGHBORS_MEMBER, "neighbors"))
+# Columns that follow from the tar.
+_OF_THE_TAR = (*(f"{column}_{what}" for _, column in _MEMBERS for what in ("offset", "size")),
+               "crc32")  # fmt: skip
+# What is known of samples before they lie in a tar.
+ROW_SCHEMA = pa.schema([field for field in INDEX_SCHEMA if field.name not in _OF_THE_TAR])
+# Bytes that are written, and hashed, at once.
+_WRITE_BYTES = 4 * 2**20
+_PADDING = [b"\0" * n for n in range(tarfile.BLOCKSIZE)]
+
+# The contents of a sample's members, in order; None where it lacks one (a slide without a run).
+Contents = tuple[bytes, bytes | None, bytes | None]
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One pair on its way into a tar.
 
-    `counts` is (2, n) and `neighbors` (3, m) unsigned integers, as `counts_member` makes them;
+    `counts` is (2, n) and `neighbors` (3, m) unsigned integers, as `narrow_counts` makes them;
     None where a sample has none (a slide without a Xenium run). `row` holds the metadata columns
     of `INDEX_SCHEMA`, without the key, the offsets, the sizes, the checksum, run, cell_id, donor.
     """
@@ -64,9 +79,9 @@ def write_shards(
 ) -> list[ShardInfo]:
     """Write tars and their index tables into `out_dir`, in the order of `samples`.
 
-    A shard holds one donor, so samples come grouped by donor, and at most `max_samples`. Raises
-    BadInput on a cell id that a tar key cannot hold and on a repeated one, ValueError on a donor
-    that comes back after another.
+    A shard holds one donor, so samples come grouped by donor, and at most `max_samples`, which are
+    in memory together. Raises BadInput on a cell id that a tar key cannot hold and on a repeated
+    one, ValueError on a donor that comes back after another.
     """
     infos: list[ShardInfo] = []
     donors: set[str] = set()
@@ -76,97 +91,147 @@ def write_shards(
             raise ValueError(f"samples of donor {donor!r} are not contiguous")
         donors.add(donor)
         for number, chunk in enumerate(_chunks(of_donor, max_samples)):
-            name = f"{run}-{donor_slug(donor)}-{number:06d}"
-            infos.append(_write_shard(out_dir, name, donor, chunk, run, seen))
+            check_cell_ids(run, (sample.cell_id for sample in chunk), seen)
+            rows = [
+                dict(s.row, key=sample_key(run, s.cell_id), run=run, cell_id=s.cell_id, donor=donor)
+                for s in chunk
+            ]
+            table = pa.Table.from_pylist(rows, schema=ROW_SCHEMA)
+            name = shard_name(run, donor, number)
+            paths = out_dir / f"{name}.tar", out_dir / f"{name}.parquet"
+            infos.append(write_shard(*paths, name, table, map(_contents, chunk)))
     return infos
 
 
-def _chunks(samples: Iterable[Sample], size: int) -> Iterator[Iterator[Sample]]:
+def _chunks(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
     samples = iter(samples)
-
-    def chunk(first: Sample) -> Iterator[Sample]:
-        yield first
-        for _, sample in zip(range(size - 1), samples, strict=False):
-            yield sample
-
-    for first in samples:
-        yield chunk(first)
+    while chunk := [sample for _, sample in zip(range(size), samples, strict=False)]:
+        yield chunk
 
 
-def _write_shard(
-    out_dir: Path, name: str, donor: str, samples: Iterator[Sample], run: str, seen: set[str]
+def _contents(sample: Sample) -> Contents:
+    counts, neighbors = (
+        None if array is None else npy_header(array.dtype.str, array.shape) + array.tobytes()
+        for array in (sample.counts, sample.neighbors)
+    )
+    return sample.image_jpeg, counts, neighbors
+
+
+def shard_name(run: str, donor: str, number: int) -> str:
+    return f"{run}-{donor_slug(donor)}-{number:06d}"
+
+
+def check_cell_ids(run: str, cell_ids: Iterable[str], seen: set[str]) -> None:
+    """Raises BadInput on a cell id that a tar key cannot hold, and on one of `seen`: it grows."""
+    for cell_id in cell_ids:
+        # WebDataset ends a key at the first dot of the member's name; slashes are folders to it.
+        if not cell_id or any(c in cell_id for c in "./\\\0"):
+            raise BadInput(
+                f"run {run}, cell {cell_id!r}",
+                expected="a cell id without dots and slashes, since it names members of a tar",
+                found=repr(cell_id),
+                remedy="rename the cells of the bundle",
+            )
+        if cell_id in seen:
+            raise BadInput(
+                f"run {run}, cell {cell_id!r}",
+                expected="every cell id once",
+                found="the same id on two cells",
+                remedy="rename the cells of the bundle",
+            )
+        seen.add(cell_id)
+
+
+def write_shard(
+    tar_path: Path, table_path: Path, name: str, table: pa.Table, contents: Iterable[Contents]
 ) -> ShardInfo:
-    rows: list[dict[str, Any]] = []
-    sha = hashlib.sha256()
-    with (out_dir / f"{name}.tar").open("wb") as tar:
+    """Write a tar and its index table; returns what a manifest tells of them under this name.
 
-        def put(data: bytes) -> None:
+    `table`, of ROW_SCHEMA, has a row a sample, all of one donor; `contents` come in its order.
+    """
+    sha = hashlib.sha256()
+    columns: dict[str, list[int | None]] = {column: [] for column in _OF_THE_TAR}
+    places = [(m.encode(), columns[f"{c}_offset"], columns[f"{c}_size"]) for m, c in _MEMBERS]
+    pieces: list[bytes] = []
+    n_bytes = n_written = 0
+    with tar_path.open("wb") as tar:
+
+        def put_out() -> None:
+            nonlocal n_written
+            data = b"".join(pieces)
             tar.write(data)
             sha.update(data)
+            n_written = n_bytes
+            pieces.clear()
 
-        for sample in samples:
-            key = _checked_key(run, sample.cell_id, seen)
-            row = dict(sample.row, key=key, run=run, cell_id=sample.cell_id, donor=donor)
+        for key, members in zip(table["key"].to_pylist(), contents, strict=True):
             crc = 0
-            for member, column, content in _members(sample):
-                put(_header(f"{key}.{member}", len(content)))
-                row[f"{column}_offset"], row[f"{column}_size"] = tar.tell(), len(content)
-                put(content)
-                put(b"\0" * (-len(content) % tarfile.BLOCKSIZE))
+            for (suffix, offsets, sizes), content in zip(places, members, strict=True):
+                if content is None:
+                    offsets.append(None)
+                    sizes.append(None)
+                    continue
+                size = len(content)
+                header = member_header(b"%s.%s" % (key.encode(), suffix), size)
+                padding = _PADDING[-size % tarfile.BLOCKSIZE]
+                offsets.append(n_bytes + len(header))
+                sizes.append(size)
+                pieces += (header, content, padding)
+                n_bytes += len(header) + size + len(padding)
                 crc = zlib.crc32(content, crc)
-            row["crc32"] = crc
-            rows.append(row)
-        put(b"\0" * (2 * tarfile.BLOCKSIZE))
-        put(b"\0" * (-tar.tell() % tarfile.RECORDSIZE))
-        tar_bytes = tar.tell()
-    table_path = out_dir / f"{name}.parquet"
-    pq.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA), table_path, compression="zstd")
+            columns["crc32"].append(crc)
+            if n_bytes - n_written >= _WRITE_BYTES:
+                put_out()
+        pieces.append(b"\0" * (2 * tarfile.BLOCKSIZE))
+        n_bytes += 2 * tarfile.BLOCKSIZE
+        pieces.append(b"\0" * (-n_bytes % tarfile.RECORDSIZE))
+        n_bytes += -n_bytes % tarfile.RECORDSIZE
+        put_out()
+    whole = [
+        pa.array(columns[f.name], f.type) if f.name in columns else table[f.name]
+        for f in INDEX_SCHEMA
+    ]
+    pq.write_table(pa.table(whole, schema=INDEX_SCHEMA), table_path, compression="zstd")
     return ShardInfo(
         name=name,
-        donor=donor,
-        n_samples=len(rows),
-        tar_bytes=tar_bytes,
+        donor=table["donor"][0].as_py(),
+        n_samples=table.num_rows,
+        tar_bytes=n_bytes,
         tar_sha256=sha.hexdigest(),
         table_sha256=hashlib.sha256(table_path.read_bytes()).hexdigest(),
     )
 
 
-def _checked_key(run: str, cell_id: str, seen: set[str]) -> str:
-    # WebDataset ends a key at the first dot of the member's name and takes slashes for folders.
-    if not cell_id or any(c in cell_id for c in "./\\\0"):
-        raise BadInput(
-            f"run {run}, cell {cell_id!r}",
-            expected="a cell id without dots and slashes, since it names members of a tar",
-            found=repr(cell_id),
-            remedy="rename the cells of the bundle",
-        )
-    if cell_id in seen:
-        raise BadInput(
-            f"run {run}, cell {cell_id!r}",
-            expected="every cell id once",
-            found="the same id on two cells",
-            remedy="rename the cells of the bundle",
-        )
-    seen.add(cell_id)
-    return sample_key(run, cell_id)
-
-
-def _members(sample: Sample) -> Iterator[tuple[str, str, bytes]]:
-    yield IMAGE_MEMBER, "jpg", sample.image_jpeg
-    if sample.counts is not None:
-        yield COUNTS_MEMBER, "counts", _npy(sample.counts)
-    if sample.neighbors is not None:
-        yield NEIGHBORS_MEMBER, "neighbors", _npy(sample.neighbors)
-
-
-def _npy(array: npt.NDArray[Any]) -> bytes:
-    buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
+@lru_cache(maxsize=2**14)
+def npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """What stands before the bytes of a C-contiguous array in an .npy file."""
+    buffer = BytesIO()
+    described = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, described)
     return buffer.getvalue()
 
 
-def _header(name: str, size: int) -> bytes:
-    # Fixed times and owners, or two runs of the same input would differ.
+def member_header(name: bytes, size: int) -> bytes:
+    """The header of a tar's member, as `tarfile` writes it, with times and owners that are fixed.
+
+    Otherwise two runs of the same input would differ.
+    """
+    if len(name) > tarfile.LENGTH_NAME:
+        return _described(name.decode(), size)
+    digits = b"%011o" % size
+    # The sum of all bytes, where that of the sum itself is taken for spaces.
+    total = _EMPTY_SUM + sum(name) + sum(digits) - sum(b"0" * 11)
+    return b"".join(
+        (name.ljust(tarfile.LENGTH_NAME, b"\0"), _EMPTY[100:124], digits, _EMPTY[135:148],
+         b"%06o\0 " % total, _EMPTY[156:])
+    )  # fmt: skip
+
+
+def _described(name: str, size: int) -> bytes:
     info = tarfile.TarInfo(name)
     info.size, info.mtime, info.mode = size, 0, 0o644
     return info.tobuf(format=tarfile.GNU_FORMAT)
+
+
+_EMPTY = _described("", 0)
+_EMPTY_SUM = int(_EMPTY[148:154], 8)

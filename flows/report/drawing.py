@@ -12,7 +12,7 @@ import shapely
 
 from flows.report.embed import Rgb, jpeg_uri
 from pairing.geometry import Affine, Points
-from pairing.patch_blocks import as_rgb
+from pairing.patch_grid import as_rgb
 from pairing.slide import Slide
 
 _SUBPIXEL_BITS = 4

@@ -234,7 +234,8 @@ def _shards(folder: Path) -> dict[str, Output]:
 
     def write(config: PackConfig, files: dict[str, Any], out: Path, kept: Path) -> dict[str, Any]:
         transform, mpp = inputs.HE_PX_FROM_XENIUM_UM, inputs.HE_MPP
-        return write_shard_set(out, config, spec, cells, patches, transform, mpp, **files)
+        folders = out, kept, config, spec, cells, patches
+        return write_shard_set(*folders, transform, mpp, InProcess(), **files)
 
     return {
         "donors": _written(

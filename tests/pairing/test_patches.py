@@ -14,7 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pairing.patch_blocks import DAMAGE_FILE, INDEX_SCHEMA, DamageReport, PatchBlock
+from pairing import patch_plan
+from pairing.patch_blocks import (
+    DAMAGE_FILE,
+    INDEX_SCHEMA,
+    DamageReport,
+    PatchBlock,
+    plan_blocks,
+)
 from pairing.patches import INDEX_FILE, PatchReader, write_patches
 from pairing.slide import Damage, open_slide
 from shards.dataset import read_record
@@ -39,9 +46,9 @@ def box_of(tile: int) -> tuple[int, int, int, int]:
     return x, y, x + TILE, y + TILE
 
 
-# Tiles by their number, 20 a row. Blocks have cores of 2048 px: some lie at their borders.
+# Tiles by their number, 20 a row.
 UNDECODABLE, DUPLICATE, ORIGINAL, BLACK, MISSING = 65, 210, 133, 96, 318
-HOLE = (2000, 2020, 2100, 2075)  # of no tile: over four tiles and all four blocks' borders
+HOLE = (2000, 2020, 2100, 2075)  # of no tile: over four tiles
 DAMAGE = [
     ("undecodable", box_of(UNDECODABLE)),
     ("black", box_of(BLACK)),
@@ -53,6 +60,11 @@ DAMAGE = [
     ("black", (2000, 2048, 2048, 2075)),
     ("black", (2048, 2048, 2100, 2075)),
 ]
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patch_plan, "BLOCK_PATCHES", 50)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +120,7 @@ def read_all(folder: Path) -> tuple[pd.DataFrame, list[bytes]]:
 
 
 def test_damage_is_reported_and_the_patches_over_it_are_marked(
-    damaged: Path, whole: Path, centres_px: Any, tmp_path: Path
+    damaged: Path, whole: Path, centres_px: Any, tmp_path: Path, small_blocks: None
 ) -> None:
     summary = written(tmp_path / "patches", damaged, centres_px)
     report = read_record(tmp_path / "patches" / DAMAGE_FILE, DamageReport)
@@ -117,16 +129,17 @@ def test_damage_is_reported_and_the_patches_over_it_are_marked(
     )
     table, jpegs = read_all(tmp_path / "patches")
     expected = np.zeros(len(table), bool)
+    left, top = np.floor(table["x_px"] - 31.5), np.floor(table["y_px"] - 31.5)
     for _, (x0, y0, x1, y1) in DAMAGE:
-        # Half a patch, and the two pixels that the resampling filter sees beyond it.
-        across = (table["x_px"] - 34 < x1) & (table["x_px"] + 34 > x0)
-        down = (table["y_px"] - 34 < y1) & (table["y_px"] + 34 > y0)
+        across = (left < x1) & (left + 64 > x0)
+        down = (top < y1) & (top + 64 > y0)
         expected |= (across & down).to_numpy()
     np.testing.assert_array_equal(table["damaged_tile"], expected)
     assert summary["n_damaged_tiles"] == len(DAMAGE)
     assert summary["n_on_damaged_tile"] == expected.sum()
     assert 50 < expected.sum() < len(table) / 2
-    # All other patches are those of the slide as it was.
+    # All other patches are those of the slide as it was, of which there was one block.
+    assert summary["n_blocks"] > 2
     before, jpegs_before = read_all(whole)
     pd.testing.assert_series_equal(table["row"], before["row"])
     assert not before["damaged_tile"].any()
@@ -145,7 +158,7 @@ def test_what_cannot_be_seen_is_glass(damaged: Path, tmp_path: Path) -> None:
 
 
 def test_order_and_repetition_of_blocks_change_no_byte(
-    damaged: Path, centres_px: Any, tmp_path: Path
+    damaged: Path, centres_px: Any, tmp_path: Path, small_blocks: None
 ) -> None:
     def backwards(cut: Callable[[PatchBlock], str], blocks: Iterable[PatchBlock]) -> list[str]:
         return [cut(block) for block in list(blocks)[::-1]]
@@ -158,7 +171,9 @@ def test_order_and_repetition_of_blocks_change_no_byte(
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_a_stopped_cut_goes_on_where_it_was(damaged: Path, centres_px: Any, tmp_path: Path) -> None:
+def test_a_stopped_cut_goes_on_where_it_was(
+    damaged: Path, centres_px: Any, tmp_path: Path, small_blocks: None
+) -> None:
     def stopped(cut: Callable[[PatchBlock], str], blocks: Iterable[PatchBlock]) -> Iterator[str]:
         for block in list(blocks)[:3]:
             yield cut(block)
@@ -212,21 +227,37 @@ def test_an_he_has_three_channels(image: Any, tmp_path: Path) -> None:
         assert slide.mpp == MPP
 
 
-def test_strips_as_wide_as_the_slide_are_cut_fewer_rows_at_a_time(tmp_path: Path) -> None:
-    image = tissue(2600, 200).repeat(75, axis=1)
-    path = ome(tmp_path / "he.ome.tif", image, "YXS", photometric="rgb", rowsperstrip=100)
-    centres_px = np.random.default_rng(0).uniform((40, 40), (14960, 2560), (300, 2))
-    blocks: list[PatchBlock] = []
+@pytest.mark.parametrize(
+    "layout", [{"tile": (128, 128)}, {"tile": (64, 240)}, {"rowsperstrip": 100}], ids=str
+)
+def test_tiles_are_decoded_once_a_block(
+    layout: dict[str, Any], tmp_path: Path, small_blocks: None
+) -> None:
+    path = ome(tmp_path / "he.ome.tif", tissue(2600, 1300), "YXS", photometric="rgb",
+               compression="deflate", **layout)  # fmt: skip
+    centres_px = np.random.default_rng(0).uniform((-20, -20), (1320, 2620), (900, 2))
+    summary = written(tmp_path / "patches", path, centres_px)
+    assert summary["n_blocks"] > 1
+    with open_slide(path) as slide:
+        blocks, plan = plan_blocks(slide, centres_px, SPEC)
+    assert sum(len(b.rows) for b in blocks) == summary["n_cut"]
+    # What was decoded is what was planned, so nothing was decoded twice within a block.
+    assert summary["redecoded_share"] == round(plan.n_decoded / plan.n_tiles - 1, 4) <= 0.15
 
-    def watched(cut: Callable[[PatchBlock], str], planned: Iterable[PatchBlock]) -> list[str]:
-        blocks.extend(planned)
-        return [cut(block) for block in blocks]
 
-    assert written(tmp_path / "patches", path, centres_px, watched)["n_cut"] == 300
-    assert sum(len(b.rows) for b in blocks) == 300
-    # 4 x 2048 x 2048 px are 1118 rows of 15,000: eleven strips, and the reach of a patch around.
-    assert [(b.box[1] + 34, b.box[3] - 34) for b in blocks] == [
-        (0, 1100),
-        (1100, 2200),
-        (2200, 3300),
-    ]
+def test_a_patch_does_not_depend_on_what_else_is_cut(
+    damaged: Path, centres_px: Any, tmp_path: Path
+) -> None:
+    spec = SPEC.model_copy(update={"fov_um": 18.0})  # 1.125 pixels of the slide a pixel
+    made = []
+    for some in (slice(60), slice(0, 60, 7)):
+        folder = tmp_path / str(some.step)
+        (folder / "out").mkdir(parents=True)
+        (folder / "kept").mkdir()
+        open_image = partial(open_slide, damaged)
+        write_patches(folder / "out", folder / "kept", open_image, centres_px[some], spec, map)
+        table, jpegs = read_all(folder / "out")
+        made.append({(r.x_px, r.y_px): j for r, j in zip(table.itertuples(), jpegs, strict=True)})
+    many, few = made
+    assert len(few) >= 8
+    assert few.items() <= many.items()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
+import tarfile
 import zlib
 from pathlib import Path
 
@@ -12,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 import simplejpeg
 import webdataset
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shards.errors import BadInput
-from shards.write import narrow_counts, write_shards
+from shards.write import member_header, narrow_counts, npy_header, write_shards
 from tests.shards.tiny import PATCH, tiny_panel, tiny_samples
 
 
@@ -79,6 +81,26 @@ def test_a_repeated_cell_id_is_refused(tmp_path: Path) -> None:
     (sample,) = tiny_samples("run", "D", 1, tiny_panel(), seed=0)
     with pytest.raises(BadInput, match="every cell id once"):
         write_shards(tmp_path, [sample, sample], run="run", max_samples=9)
+
+
+@given(
+    st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1),
+    st.integers(0, 8**11 - 1),
+)
+@example("a" * 100, 8**11 - 1)
+@example("a" * 99 + "é", 0)
+def test_headers_are_those_of_tarfile(name: str, size: int) -> None:
+    info = tarfile.TarInfo(name)
+    info.size, info.mtime, info.mode = size, 0, 0o644
+    assert member_header(name.encode(), size) == info.tobuf(tarfile.GNU_FORMAT)
+
+
+@given(st.sampled_from([2, 3]), st.integers(0, 5000), st.sampled_from([np.uint16, np.uint32]))
+def test_arrays_are_as_numpy_saves_them(n_rows: int, n: int, dtype: type[np.generic]) -> None:
+    array = np.ones((n_rows, n), dtype)
+    saved = io.BytesIO()
+    np.save(saved, array, allow_pickle=False)
+    assert npy_header(array.dtype.str, array.shape) + array.tobytes() == saved.getvalue()
 
 
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=9))
