@@ -16,6 +16,7 @@ import simplejpeg
 from PIL import Image
 
 from pairing.geometry import Box, Points
+from pairing.quality import SCORES, measure
 from pairing.slide import Damage, Slide
 from pairing.slide_image import FILTER_REACH
 from shards.artifact import written_aside
@@ -37,6 +38,8 @@ INDEX_SCHEMA = pa.schema(
         pa.field("y_px", pa.float64(), nullable=False),
         pa.field("edge", pa.bool_(), nullable=False),
         pa.field("damaged_tile", pa.bool_(), nullable=False),
+        # Of pairing.quality; null where a score can't be told, and all of them for DAPI.
+        *(pa.field(score, pa.float32()) for score in SCORES),
     ]
 )
 
@@ -140,9 +143,13 @@ def cut_block(
             half = side_px / 2
             edge = x < half or y < half or x > width - half or y > height - half
             seen = (x - reach, y - reach, x + reach, y + reach)
-            jpeg = _cut(picture, box[:2], seen, (x - half, y - half, x + half, y + half), spec)
+            patch = _cut(picture, box[:2], seen, (x - half, y - half, x + half, y + half), spec)
+            jpeg = _encoded(patch, spec)
             damaged = any(overlaps(d, seen) for d in damage)
-            values = (row, block.name, part.tell(), len(jpeg), x, y, edge, damaged)
+            values = (
+                *(row, block.name, part.tell(), len(jpeg), x, y, edge, damaged),
+                *_scores(patch, spec),
+            )
             for name, value in zip(INDEX_SCHEMA.names, values, strict=True):
                 columns[name].append(value)
             part.write(jpeg)
@@ -196,7 +203,7 @@ def _cut(
     seen: tuple[float, ...],
     field: tuple[float, ...],
     spec: PatchSpec,
-) -> bytes:
+) -> npt.NDArray[np.uint8]:
     # Pillow's box is in continuous pixel coordinates, as ours are, but of 32 bits: it is told from
     # beside the patch, so that a patch has the same bytes wherever its block begins, which depends
     # on the other cells. Its resize is antialiased.
@@ -208,8 +215,21 @@ def _cut(
         Image.Resampling.BICUBIC,
         box=(field[0] - x0, field[1] - y0, field[2] - x0, field[3] - y0),
     )
+    return np.ascontiguousarray(patch)
+
+
+def _scores(patch: npt.NDArray[np.uint8], spec: PatchSpec) -> list[float | None]:
+    """In the order of SCORES; they are of stained tissue, so a DAPI patch has none."""
+    if spec.image == "morphology":
+        return [None] * len(SCORES)
+    scores = measure(patch, spec.mpp, [(0, 0)], spec.size_px)
+    values = (float(getattr(scores, name)[0]) for name in SCORES)
+    return [None if np.isnan(value) else value for value in values]
+
+
+def _encoded(patch: npt.NDArray[np.uint8], spec: PatchSpec) -> bytes:
     jpeg: bytes = simplejpeg.encode_jpeg(
-        np.ascontiguousarray(patch),
+        patch,
         quality=spec.jpeg_quality,
         colorspace="RGB",
         colorsubsampling="420",

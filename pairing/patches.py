@@ -32,7 +32,7 @@ from shards.errors import BadInput
 from shards.schema import PatchSpec
 
 INDEX_FILE = "index.parquet"
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 
 # The two ends of the grey scale of a DAPI patch, as percentiles of what the run imaged.
 DAPI_PERCENTILES = (1.0, 99.8)
