@@ -51,15 +51,15 @@ BORNE = ("blurred", "pen")
 
 @pytest.fixture(scope="module")
 def spoiled(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the simulated slide, its left third under ink, its right out of focus."""
+    """A folder with the simulated slide, its left under ink, its right out of focus."""
     folder = tmp_path_factory.mktemp("quality")
     with open_slide(simulated / "he.ome.tif") as slide:
         width, height = slide.size_px
         image = slide.read((0, 0, width, height))
-    third = width // 3
-    ink = (image[:, :third] + 1.0) * 10.0**-BLUE - 1
-    image[:, :third] = np.clip(np.rint(ink), 0, 255)
-    image[:, -third:] = cv2.GaussianBlur(image, (0, 0), 3.0 / MPP)[:, -third:]
+    ink_px, soft_px = ends_of(width)
+    ink = (image[:, :ink_px] + 1.0) * 10.0**-BLUE - 1
+    image[:, :ink_px] = np.clip(np.rint(ink), 0, 255)
+    image[:, soft_px:] = cv2.GaussianBlur(image, (0, 0), 3.0 / MPP)[:, soft_px:]
     with tifffile.TiffWriter(folder / "he.ome.tif", ome=True) as out:
         sizes = {"axes": "YXS", "PhysicalSizeX": MPP, "PhysicalSizeY": MPP}
         out.write(
@@ -67,6 +67,11 @@ def spoiled(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             compressionargs={"level": 92}, metadata=sizes,
         )  # fmt: skip
     return folder
+
+
+def ends_of(width: int) -> tuple[int, int]:
+    """Where ink ends and defocus begins, from left to right."""
+    return width * 3 // 10, width // 2
 
 
 def curate(folder: Path, simulated: Path, filters: str) -> Path:
@@ -95,13 +100,12 @@ def test_flags_are_measured_dropped_and_counted_and_other_thresholds_cut_nothing
 
     # What was spoiled is known: patches that lie in one part of the slide as a whole.
     with open_slide(spoiled / "he.ome.tif") as slide:
-        third = slide.size_px[0] // 3
-        right_px = slide.size_px[0] - third
+        ink_px, soft_px = ends_of(slide.size_px[0])
     half = 32.0 / MPP / 2
-    inked = patches["x_px"] + half < third
-    free = patches["x_px"] - half > third
-    soft = patches["x_px"] - half > right_px
-    sharp = patches["x_px"] + half < right_px
+    inked = patches["x_px"] + half < ink_px
+    free = patches["x_px"] - half > ink_px
+    soft = patches["x_px"] - half > soft_px
+    sharp = patches["x_px"] + half < soft_px
     pen, blurred = patches["pen_share"] > 0.05, patches["sharpness"] < 0.4
     assert (patches["pen_share"][inked] > 0.5).mean() > 0.95
     assert not pen[free].any()
