@@ -30,7 +30,6 @@ _LATER: dict[str, tuple[tuple[Any, ...], str, str]] = {
     "cells.unit": (("xenium",), "any unit but the instrument's cells", 'set unit = "xenium"'),
     "split.hold_out": (((), []), "hold-out lists", "name the donors in split.assign"),
 }
-_LATER_FLAGS = ("blurred", "pen", "fold", "torn")
 
 # What a person reads in place of the words of the library.
 _EXPECTED = {"string_pattern_mismatch": "letters, digits, _ and - only"}
@@ -55,15 +54,6 @@ def refused(path: Path, raw: Mapping[str, Any]) -> Iterator[BadInput]:
         table = raw.get(section)
         if isinstance(table, dict) and key in table and table[key] not in accepted:
             yield not_there_yet(at(path, dotted), what, instead)
-    filters = raw.get("filters")
-    flags = filters.get("drop_flags", ()) if isinstance(filters, dict) else ()
-    for i, flag in enumerate(flags if isinstance(flags, list) else ()):
-        if flag in _LATER_FLAGS:
-            yield not_there_yet(
-                at(path, "filters", "drop_flags", i),
-                f"the flag {flag!r}",
-                'name "damaged_tile" or "edge"',
-            )
 
 
 def run_faults(run: Mapping[str, Any]) -> Iterator[str]:

@@ -336,6 +336,7 @@ class RunStages:
             error_um=read_cell_errors(self.built["registration"].folder)
             if self.run.slide
             else None,
+            segmented="nuclei" in self.built,
             donors=self.run.donors,
             labels=self.run.labels,
             withdrawn=self.withdrawn,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from pydantic import Field
 
 from pairing.annotations import donors_of_cells, labels_of_cells
 from pairing.cells import NEIGHBORS_FILE, PANEL_FILE, open_counts, read_cells
+from pairing.flags import FLAGS, QUALITY_COLUMNS, Flag, Thresholds, with_flags
 from pairing.geometry import Points, Transform
 from pairing.pack_plan import as_numbers, in_hashed_order, plan_shards, tar_bytes
 from pairing.pack_samples import MapTasks, RunTables, ShardTasks, read_shard_info, write_task
@@ -22,20 +23,32 @@ from pairing.patches import INDEX_FILE
 from shards.artifact import link_or_copy, tell_found, write_atomically
 from shards.dataset import read_record
 from shards.errors import BadInput
-from shards.schema import NOT_ASSESSED, Manifest, Panel, PatchSpec, Record, RunId, Totals
+from shards.schema import (
+    NOT_ASSESSED,
+    NOTE_OF_FLAG,
+    NOTES_OF_NULLS,
+    Manifest,
+    Panel,
+    PatchSpec,
+    Record,
+    RunId,
+    Totals,
+)
 from shards.write import MANIFEST_FILE, check_cell_ids, shard_name
 
 STAGE_VERSION = 4
 
-Flag = Literal["edge", "damaged_tile"]
-FLAGS: tuple[Flag, ...] = get_args(Flag)  # each a column of the index of the patches
 
+class Filters(Thresholds):
+    """`[filters]`: what is left out of the shards; patches are cut for every cell.
 
-class Filters(Record):
-    """`[filters]`: what is left out of the shards; patches are cut for every cell."""
+    `min_match_iou` 0 keeps cells without an H&E nucleus too; above it they are left out, but in a
+    run in which no nuclei were looked for on an H&E.
+    """
 
     min_counts: int = Field(default=10, ge=0)
     max_registration_error_um: float = Field(default=5.0, gt=0)
+    min_match_iou: float = Field(default=0.0, ge=0, le=1)
     drop_flags: tuple[Flag, ...] = ("damaged_tile",)
 
 
@@ -64,6 +77,7 @@ def write_shard_set(
     map_tasks: MapTasks,
     *,
     error_um: pd.Series[float] | None = None,
+    segmented: bool = False,
     donors: Path | None = None,
     labels: Path | None = None,
     withdrawn: Collection[str] = (),
@@ -74,7 +88,8 @@ def write_shard_set(
     Every cell of the run is either in a shard or counted under the reason why not; a cell that
     fails several tests counts under the first. Neighbours are turned into the orientation of the
     patch, in µm. `error_um` is the registration's of each cell by cell_id, NaN where it was not
-    assessed; None where nothing was registered. `donors` (where `config.donor` is None) and
+    assessed; None where nothing was registered. `segmented` says whether nuclei were looked for on
+    an H&E. `donors` (where `config.donor` is None) and
     `labels` are files as `pairing.annotations` reads them. They may name `withdrawn` donors and
     their cells, which the cells artifact lacks: such cells are not among those seen. Raises
     BadInput where no cell is left.
@@ -94,7 +109,11 @@ def write_shard_set(
     )
     errors = np.nan if error_um is None else cells["cell_id"].map(error_um)
     cells = cells.assign(registration_error_um=errors)
-    kept_rows, totals = select(cells, patches, config.filters, registered=error_um is not None)
+    cells_um = cells.loc[patches.index, ["x_um", "y_um"]].to_numpy()
+    patches = with_flags(patches, cells_um, config.filters)
+    kept_rows, totals = select(
+        cells, patches, config.filters, registered=error_um is not None, segmented=segmented
+    )
     if not len(kept_rows):
         raise BadInput(
             f"run {config.run}",
@@ -125,7 +144,6 @@ def write_shard_set(
         cells=cells,
         donor=donor,
         patches=patches,
-        flags=FLAGS,
         neighbors=neighbors,
         image_um=image_px * image_mpp,
     )
@@ -156,7 +174,11 @@ def write_shard_set(
         shards=tuple(infos),
     )
     write_atomically(out / MANIFEST_FILE, manifest.model_dump_json(indent=1).encode())
-    return {**totals.model_dump(), "n_cells_of_donor": n_cells_of_donor}
+    return {
+        **totals.model_dump(),
+        "n_cells_of_donor": n_cells_of_donor,
+        "n_flagged": {flag: int(patches[flag].sum()) for flag in FLAGS},
+    }
 
 
 def _annotated(
@@ -186,35 +208,55 @@ def _annotated(
 
 
 def select(
-    cells: pd.DataFrame, patches: pd.DataFrame, filters: Filters, *, registered: bool
+    cells: pd.DataFrame,
+    patches: pd.DataFrame,
+    filters: Filters,
+    *,
+    registered: bool,
+    segmented: bool,
 ) -> tuple[npt.NDArray[np.int64], Totals]:
     """Rows of the cells that go into shards, and the count of the others by reason.
 
-    `patches` is the index of the patches artifact by row of `cells`. Reasons in the order in
-    which they are tried: no_donor (where a cell lacks one), outside_slide, registration_error
-    (where the image was `registered` to the run), low_counts, one `flag_<name>` for each dropped
-    flag. An error that was not assessed, NaN, drops nothing and is noted.
+    `patches` is the index of the patches artifact by row of `cells`, with flags. Reasons in the
+    order in which they are tried: no_donor (where a cell lacks one), outside_slide,
+    registration_error (where the image was `registered` to the run), low_counts, low_match (where
+    `filters.min_match_iou` asks for a match and the H&E was `segmented`), one `flag_<name>` for
+    each dropped flag. What was not assessed, NaN, drops nothing and is noted, as are the flags
+    that kept cells bear.
     """
     flagged = patches[list(FLAGS)].reindex(cells.index, fill_value=False).astype(bool)
     no_donor = cells["donor"].isna().to_numpy()
     error_um = cells["registration_error_um"].to_numpy(np.float64)
+    asks_match = filters.min_match_iou > 0
     tests = [
         *((("no_donor", no_donor),) if no_donor.any() else ()),
         ("outside_slide", ~cells.index.isin(patches.index)),
         *((("registration_error", error_um > filters.max_registration_error_um),) * registered),
         ("low_counts", (cells["n_counts"] < filters.min_counts).to_numpy()),
-        *((f"flag_{flag}", flagged[flag].to_numpy()) for flag in filters.drop_flags),
+        *((("low_match", _low_match(cells, filters)),) if asks_match and segmented else ()),
+        *((NOTE_OF_FLAG + flag, flagged[flag].to_numpy()) for flag in filters.drop_flags),
     ]
     left = np.ones(len(cells), dtype=bool)
     dropped = {}
     for reason, failing in tests:
         dropped[reason] = int((left & failing).sum())
         left &= ~failing
-    not_assessed = int((left & np.isnan(error_um)).sum())
+    of_kept = patches.reindex(np.flatnonzero(left))
+    noted = {NOTE_OF_FLAG + flag: int((left & flagged[flag]).sum()) for flag in FLAGS}
+    noted |= {NOTES_OF_NULLS[name]: int(of_kept[name].isna().sum()) for name in QUALITY_COLUMNS}
+    if registered:
+        noted[NOT_ASSESSED] = int((left & np.isnan(error_um)).sum())
+    if asks_match and not segmented:
+        noted["match_not_assessed"] = int(left.sum())
     totals = Totals(
         seen=len(cells),
         kept=int(left.sum()),
         dropped=dropped,
-        noted={NOT_ASSESSED: not_assessed} if registered else {},
+        noted=noted,
     )
     return np.flatnonzero(left), totals
+
+
+def _low_match(cells: pd.DataFrame, filters: Filters) -> npt.NDArray[np.bool_]:
+    """Cells without an H&E nucleus, and those that overlap too little with theirs."""
+    return ~(cells["he_iou"].to_numpy(np.float64, na_value=np.nan) >= filters.min_match_iou)

@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 
 from pairing.cells import open_counts
+from pairing.flags import FLAGS, QUALITY_COLUMNS
 from pairing.geometry import Points
 from pairing.pack_plan import Rows, same_donor
 from pairing.patches import PatchReader
@@ -52,7 +53,7 @@ class RunTables:
 
     `same` are the columns that hold one value for the whole run. `cells` has the columns of
     cells.parquet, `donor`, `label` and `registration_error_um`; `donor` the numbers of the donors;
-    `patches` is the index of the patches by cell, `flags` those of its columns that are flags.
+    `patches` is the index of the patches by cell, with flags.
     `image_um` is (cells, 2), the centres in the patches' orientation.
     """
 
@@ -60,7 +61,6 @@ class RunTables:
     cells: pd.DataFrame
     donor: npt.NDArray[np.int32]
     patches: pd.DataFrame
-    flags: Sequence[str]
     neighbors: npt.NDArray[np.int32]
     image_um: Points
 
@@ -81,8 +81,10 @@ class RunTables:
             "registration_error_um": pa.array(
                 cell["registration_error_um"].astype(np.float64), from_pandas=True
             ),
+            **{name: pa.array(patches[name].to_numpy(np.float32), from_pandas=True)
+               for name in QUALITY_COLUMNS},
             "neighbors": self._neighbors(rows, near, along),
-            "flags": _flags(patches[list(self.flags)].to_numpy(bool), self.flags),
+            "flags": _flags(patches[list(FLAGS)].to_numpy(bool)),
         }  # fmt: skip
         return ShardTask(
             name=name,
@@ -217,7 +219,7 @@ def _nuclei(cell: Mapping[str, npt.NDArray[Any]]) -> pa.Array:
     )
 
 
-def _flags(flagged: npt.NDArray[np.bool_], names: Sequence[str]) -> pa.Array:
-    """Lists of the names of each row's flags, of (n, names)."""
-    values = pa.array(np.array(names, object)[np.nonzero(flagged)[1]], pa.string())
+def _flags(flagged: npt.NDArray[np.bool_]) -> pa.Array:
+    """Lists of the names of each row's flags, of (n, FLAGS)."""
+    values = pa.array(np.array(FLAGS, object)[np.nonzero(flagged)[1]], pa.string())
     return pa.ListArray.from_arrays(_bounds(flagged.sum(axis=1)), values)

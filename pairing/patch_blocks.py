@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import simplejpeg
 
 from pairing.geometry import Box, Points
-from pairing.patch_grid import PatchGrid, Rgb, columns_by_row, cut_patches
+from pairing.patch_grid import GridRows, PatchGrid, Rgb, columns_by_row, rows_of_grid
 from pairing.patch_plan import Plan, plan_cuts
+from pairing.quality import SCORES, Scores, measure
 from pairing.slide import Damage, Slide
 from shards.artifact import written_aside
 from shards.schema import PatchSpec, Record
@@ -34,6 +35,8 @@ INDEX_SCHEMA = pa.schema(
         pa.field("y_px", pa.float64(), nullable=False),
         pa.field("edge", pa.bool_(), nullable=False),
         pa.field("damaged_tile", pa.bool_(), nullable=False),
+        # Of pairing.quality; null where a score can't be told, and all of them for DAPI.
+        *(pa.field(score, pa.float32()) for score in SCORES),
     ]
 )
 
@@ -144,10 +147,13 @@ def cut_block(
         wanted = [(x, y) for y, columns in footprints.items() for x in columns.tolist()]
         once, tiles = opened.decoding_once(wanted, look.fill)
         slide, met = once.tolerant()
-        numbers, sizes = [], []
-        for number, rgb in cut_patches(slide, tiles, grid, corners, look.grey_scale):
-            numbers.append(number)
-            sizes.append(part.write(encoded(rgb, spec.jpeg_quality)))
+        numbers, sizes, scores = list[int](), list[int](), list[Scores]()
+        for rows in rows_of_grid(slide, tiles, grid, corners, look.grey_scale):
+            numbers += rows.numbers
+            for rgb in rows.patches(spec.size_px):
+                sizes.append(part.write(encoded(rgb, spec.jpeg_quality)))
+            if spec.image == "he":
+                scores.append(_scores(rows, spec))
     known = {(d.kind, d.box): d for d in (*block.damage, *met)}
     columns = {
         "row": block.rows[numbers],
@@ -158,6 +164,7 @@ def cut_block(
         "y_px": block.centres_px[numbers, 1],
         "edge": _reaches_outside(grid.fields(corners[numbers]), slide.size_px),
         "damaged_tile": _sees(grid.seen(corners[numbers]), [box for _, box in known]),
+        **{name: _score(name, scores, len(numbers)) for name in SCORES},
     }
     found = {(d.kind, d.box): d for d in met}
     notes = BlockNotes(damage=tuple(found.values()), n_decoded=tiles.n_decoded)
@@ -166,6 +173,26 @@ def cut_block(
     with written_aside(out / f"{block.name}.parquet") as path:
         pq.write_table(index, path)
     return block.name
+
+
+def _scores(rows: GridRows, spec: PatchSpec) -> Scores:
+    """Of the patches of these rows, measured on what they share."""
+    left = int(rows.corners_px[:, 0].min())
+    right = int(rows.corners_px[:, 0].max()) + spec.size_px
+    return measure(
+        np.ascontiguousarray(rows.picture[:, left:right]),
+        spec.mpp,
+        rows.corners_px - np.array([left, 0]),
+        spec.size_px,
+        (rows.origin_px[0] + left, rows.origin_px[1]),
+    )
+
+
+def _score(name: str, scores: Sequence[Scores], n: int) -> pa.Array:
+    """(n,) float32, null where it can't be told; scores are of stained tissue, DAPI has none."""
+    if not scores:
+        return pa.nulls(n, pa.float32())
+    return pa.array(np.concatenate([getattr(s, name) for s in scores]), from_pandas=True)
 
 
 def encoded(rgb: Rgb, quality: int) -> bytes:

@@ -90,14 +90,33 @@ class PatchGrid:
         return math.ceil(GRID_TILE_PX * self.step + 2 * (self.reach_px + HOLE_REACH_PX))
 
 
-def cut_patches(
+@dataclass(frozen=True, slots=True, eq=False)
+class GridRows:
+    """Rows of the grid in which the patches of these `numbers` lie as a whole.
+
+    `picture` is (Y, X, 3), to be read before the next rows are asked for; `corners_px` (n, 2) are
+    the patches' corners in it, `origin_px` is its own in the grid.
+    """
+
+    numbers: list[int]
+    picture: Rgb
+    corners_px: Corners
+    origin_px: tuple[int, int]
+
+    def patches(self, size_px: int) -> Iterator[Rgb]:
+        """(size_px, size_px, 3) pixels of each, in the order of `numbers`."""
+        for x, y in self.corners_px.tolist():
+            yield np.ascontiguousarray(self.picture[y : y + size_px, x : x + size_px])
+
+
+def rows_of_grid(
     slide: Slide,
     tiles: TilesOnce,
     grid: PatchGrid,
     corners: Corners,
     grey_scale: tuple[float, float] | None,
-) -> Iterator[tuple[int, Rgb]]:
-    """Number and (size_px, size_px, 3) pixels of each patch, from the top of the slide down.
+) -> Iterator[GridRows]:
+    """All patches, from the top of the slide down.
 
     The grid is made tile by tile, each from a box of the slide that follows from the tile's place
     alone: the pixels of a patch do not depend on what else is cut. Rows of the grid are held as
@@ -124,10 +143,10 @@ def cut_patches(
             box = (start * GRID_TILE_PX, bottom - GRID_TILE_PX, stop * GRID_TILE_PX, bottom)
             x = (start - left) * GRID_TILE_PX
             fresh[:, x : x + box[2] - box[0]] = _resampled_run(slide, grid, box, grey_scale)
-        here = slice(*np.searchsorted(whole_at, (row, row + 1)))
-        for i in order[here].tolist():
-            x, y = int(corners[i, 0]) - left * GRID_TILE_PX, int(corners[i, 1]) - bottom + n_rows
-            yield i, np.ascontiguousarray(held[y : y + grid.size_px, x : x + grid.size_px])
+        numbers = order[slice(*np.searchsorted(whole_at, (row, row + 1)))]
+        if len(numbers):
+            origin = (left * GRID_TILE_PX, bottom - n_rows)
+            yield GridRows(numbers.tolist(), held, corners[numbers] - np.array(origin), origin)
 
 
 def _resampled_run(

@@ -24,7 +24,9 @@ from shards.dataset import (
 )
 from shards.errors import BadInput
 from shards.schema import (
-    NOT_ASSESSED,
+    INDEX_SCHEMAS,
+    NOTE_OF_FLAG,
+    NOTES_OF_NULLS,
     Dataset,
     DatasetPointer,
     DatasetRun,
@@ -97,7 +99,7 @@ def validate(path: Path) -> list[str]:
             if not files and panel is not None:
                 faults += sample_faults(root / run.path, shard, manifest, panel, keys)
         faults += _leaks_between_donors(root / run.path, manifest)
-        faults += _not_assessed_faults(root / run.path, manifest)
+        faults += _noted_faults(root / run.path, manifest)
     faults += [f"{key}: {n} samples hold this key" for key, n in keys.items() if n > 1]
     return faults
 
@@ -259,19 +261,28 @@ def _leaks_between_donors(folder: Path, manifest: Manifest) -> Iterator[str]:
                 )
 
 
-def _not_assessed_faults(folder: Path, manifest: Manifest) -> Iterator[str]:
-    """Whether as many samples have no registration error as the totals say."""
-    told = manifest.totals.noted.get(NOT_ASSESSED)
-    if told is None:
+def _noted_faults(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """Whether as many samples have a flag, or lack a score, as the totals say."""
+    noted = manifest.totals.noted
+    nullable = {
+        note: column
+        for column, note in NOTES_OF_NULLS.items()
+        if note in noted and column in INDEX_SCHEMAS[manifest.schema_version].names
+    }
+    flags = [note for note in noted if note.startswith(NOTE_OF_FLAG)]
+    if not nullable and not flags:
         return
-    tables = [folder / f"{shard.name}.parquet" for shard in manifest.shards]
-    rows = [row for path in tables for row in _rows(path, ["registration_error_um"])]
-    n_null = sum(row["registration_error_um"] is None for row in rows)
-    if n_null != told:
-        yield (
-            f"{manifest.run}: {n_null} samples have no registration error, but the totals say "
-            f"{told}"
-        )
+    found: Counter[str] = Counter()
+    for shard in manifest.shards:
+        for row in _rows(folder / f"{shard.name}.parquet", [*nullable.values(), "flags"]):
+            found.update(note for note, column in nullable.items() if row[column] is None)
+            found.update(NOTE_OF_FLAG + flag for flag in row["flags"])
+    for note in (*nullable, *flags):
+        if found[note] != noted[note]:
+            yield (
+                f"{manifest.run}: {note.replace('_', ' ')}: {found[note]} samples, but the totals "
+                f"say {noted[note]}"
+            )
 
 
 def _rows(path: Path, columns: list[str]) -> list[dict[str, Any]]:

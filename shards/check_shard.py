@@ -20,7 +20,7 @@ from shards.artifact import sha256_of
 from shards.schema import (
     COUNTS_MEMBER,
     IMAGE_MEMBER,
-    INDEX_SCHEMA,
+    INDEX_SCHEMAS,
     NEIGHBORS_MEMBER,
     Manifest,
     Panel,
@@ -63,7 +63,7 @@ def _sample_faults(
 ) -> Iterator[str]:
     tar_path, table_path = folder / f"{shard.name}.tar", folder / f"{shard.name}.parquet"
     table = pq.read_table(table_path)
-    if not table.schema.equals(INDEX_SCHEMA):
+    if not table.schema.equals(INDEX_SCHEMAS[manifest.schema_version]):
         yield f"{table_path.name}: its columns are not those of this schema version"
         return
     if table.num_rows != shard.n_samples:

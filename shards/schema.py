@@ -17,6 +17,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 SCHEMA_VERSION: Final = 1
+MANIFEST_SCHEMA_VERSION: Final = 2  # 2: quality in the index tables; 1 is still read
 DATASET_SCHEMA_VERSION: Final = 2  # 2: aliases; a dataset of version 1 has none, and is still read
 
 Split = Literal["train", "val", "test"]
@@ -109,7 +110,17 @@ class PatchSpec(Record):
 
 
 # Of `Totals.noted`: cells without a registration error, since the alignment was taken as given.
-NOT_ASSESSED = "registration_error_not_assessed"
+NOT_ASSESSED: Final = "registration_error_not_assessed"
+# And cells whose patch has no such score, by the column of the index table that is null; and those
+# that bear a flag, by its name behind this.
+NOTES_OF_NULLS: Final = {
+    "registration_error_um": NOT_ASSESSED,
+    "sharpness": "sharpness_not_assessed",
+    "pen_share": "pen_share_not_assessed",
+    "dark_ratio": "dark_ratio_not_assessed",
+    "glass_share": "glass_share_not_assessed",
+}
+NOTE_OF_FLAG: Final = "flag_"
 
 
 class Totals(Record):
@@ -118,7 +129,7 @@ class Totals(Record):
     seen: int = Field(ge=0)
     kept: int = Field(ge=0)
     dropped: dict[str, int]
-    # Told of those that were kept, but no reason to drop them: NOT_ASSESSED.
+    # Told of those that were kept, but no reason to drop them: NOTES_OF_NULLS, NOTE_OF_FLAG.
     noted: dict[str, int] = {}
 
     @model_validator(mode="after")
@@ -153,9 +164,9 @@ class ShardInfo(Record):
 
 
 class Manifest(Record):
-    """`manifest.json` of one run's shard set."""
+    """`manifest.json` of one run's shard set; its index tables have the columns of its version."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1, 2] = MANIFEST_SCHEMA_VERSION
     run: RunId
     source_id: str | None
     tissue: str | None
@@ -252,6 +263,13 @@ class DatasetPointer(Record):
     dataset: str  # path relative to the folder of this file
 
 
+_QUALITY_FIELDS = (
+    pa.field("sharpness", pa.float32()),
+    pa.field("pen_share", pa.float32()),
+    pa.field("dark_ratio", pa.float32()),
+    pa.field("glass_share", pa.float32()),
+)
+
 # One row a sample, in the tar's order. Offsets are of the member's content, not of its header;
 # crc32 runs over the contents of all members in tar order. A member that a sample lacks is null.
 INDEX_SCHEMA = pa.schema(
@@ -291,6 +309,8 @@ INDEX_SCHEMA = pa.schema(
             ),
         ),
         pa.field("registration_error_um", pa.float64()),
+        # Of the patch, null where it can't be told; docs/quality.md says what they mean.
+        *_QUALITY_FIELDS,
         pa.field(
             "neighbors",
             pa.list_(
@@ -307,3 +327,9 @@ INDEX_SCHEMA = pa.schema(
         pa.field("flags", pa.list_(pa.string()), nullable=False),
     ]
 )
+
+# By the schema version of the manifest beside them.
+INDEX_SCHEMAS: Final = {
+    1: pa.schema([field for field in INDEX_SCHEMA if field not in _QUALITY_FIELDS]),
+    MANIFEST_SCHEMA_VERSION: INDEX_SCHEMA,
+}

@@ -32,7 +32,7 @@ from shards.index import (
 from shards.mix import ALL_ONCE, Mix, Parts, mixed
 from shards.order import Balanced, Blocks, Indices, Order, Shuffled, as_indices
 from shards.reader import GlobalReader, Pair, Reader, Verify, wrong_size
-from shards.schema import INDEX_SCHEMA, Dataset, Manifest, Panel, Split, digest
+from shards.schema import INDEX_SCHEMA, INDEX_SCHEMAS, Dataset, Manifest, Panel, Split, digest
 from shards.write import MANIFEST_FILE
 
 Reading = Literal["global", "block"]
@@ -170,11 +170,17 @@ class Stream:
         return [found[place] for place in range(len(rows))]
 
     def table(self, columns: list[str]) -> pa.Table:
-        """Metadata columns of `INDEX_SCHEMA` for all samples, by index."""
+        """Metadata columns of `INDEX_SCHEMA` for all samples, by index.
+
+        Those that a shard of an earlier schema version lacks are null.
+        """
         tables = [INDEX_SCHEMA.empty_table().select(columns)]
         for s, n in zip(self.parts.shard_P.tolist(), self.parts.n_P.tolist(), strict=True):
-            tables.append(pq.read_table(self.shards[s].table, columns=columns)[:n])
-        return pa.concat_tables(tables)
+            shard = self.shards[s]
+            there = INDEX_SCHEMAS[shard.manifest.schema_version].names
+            own = [column for column in columns if column in there]
+            tables.append(pq.read_table(shard.table, columns=own)[:n])
+        return pa.concat_tables(tables, promote_options="default").select(columns)
 
 
 def read_stream(

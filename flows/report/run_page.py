@@ -30,6 +30,7 @@ from flows.report.gallery import Sample, kept_cell_ids, read_gallery
 from flows.report.maps import FitMaps, displacements_um, fit_maps
 from flows.report.nuclei_parts import NucleiParts, nuclei_parts
 from flows.report.overlay import Nuclei, open_image, pictures, read_nuclei
+from flows.report.quality_parts import QualityParts, quality_parts
 from flows.report.registration_parts import RegistrationParts, registration_parts
 from flows.report.settings import Setting, run_settings
 from flows.report.views import BEFORE, DONOR, HE_NUCLEUS, HE_UNMATCHED, INSTRUMENT
@@ -87,6 +88,7 @@ class RunPage:
     cells_summary: dict[str, Any]
     match_rate: MatchRate | None
     patches_summary: dict[str, Any]
+    quality: QualityParts
     damage: tuple[Damage, ...]
     top_genes: list[GeneRow]
     charts: dict[str, str]
@@ -147,6 +149,12 @@ def run_page(
         cells_summary=summary,
         match_rate=MatchRate.model_validate(summary["match"]) if summary["match"] else None,
         patches_summary=built["patches"].summary,
+        quality=quality_parts(
+            built["patches"].folder,
+            table[["x_um", "y_um"]].to_numpy(),
+            config.filters,
+            manifest.totals,
+        ),
         damage=read_record(
             built["patches"].folder / patch_blocks.DAMAGE_FILE, patch_blocks.DamageReport
         ).damage,

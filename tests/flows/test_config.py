@@ -58,7 +58,8 @@ unit = "he_nuclei"
 refine = "yes please"
 max_median_error_um = 0
 [filters]
-drop_flags = ["edge", "blurred"]
+drop_flags = ["edge", "crooked"]
+pen_above = 1.5
 [split]
 fractions = {{ train = 0.5, val = 0.1, test = 0.1 }}
 hold_out = ["hest-bench"]
@@ -78,6 +79,7 @@ donor = ""
         "registration.refine",
         "registration.max_median_error_um",
         "filters.drop_flags.1",
+        "filters.pen_above",
         "split",
         "split.hold_out",
         "runs.1.id",

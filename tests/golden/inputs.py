@@ -340,7 +340,11 @@ def write_patches_artifact(folder: Path) -> Path:
     for row, (x, y) in enumerate(he_centres_px()[:-3].tolist()):
         name = "part-00000-00000" if x < 2048 else "part-00000-00001"
         picture = bytes((row + 3 * k) % 251 for k in range(40 + row % 600))
-        values = (row, name, len(parts[name]), len(picture), x, y, row % 10 == 0, row % 17 == 0)
+        scores = (row % 8 / 8, row % 5 / 32, 1 + row % 7 / 4, None if row % 9 else 0.0)
+        values = (
+            *(row, name, len(parts[name]), len(picture), x, y, row % 10 == 0, row % 17 == 0),
+            *scores,
+        )
         for column, value in zip(INDEX_SCHEMA.names, values, strict=True):
             columns[column].append(value)
         parts[name] += picture

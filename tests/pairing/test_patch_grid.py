@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pairing.patch_grid import PatchGrid, cut_patches
+from pairing.patch_grid import PatchGrid, rows_of_grid
 from pairing.slide import Slide
 from pairing.slide_sources import ArrayLevel
 from shards.schema import PatchSpec
@@ -32,7 +32,9 @@ def cut(image: Any, centres_px: Any, step: float, size_px: int = 96) -> tuple[An
     corners = grid.corners(centres_px)
     every = {(x, y) for x in range(3) for y in range(3)}
     once, tiles = slide.decoding_once(every, np.zeros(3, np.uint8))
-    rgb = dict(cut_patches(once.tolerant()[0], tiles, grid, corners, None))
+    rgb = {}
+    for rows in rows_of_grid(once.tolerant()[0], tiles, grid, corners, None):
+        rgb |= dict(zip(rows.numbers, rows.patches(size_px), strict=True))
     return np.stack([rgb[i] for i in range(len(centres_px))]), corners, grid
 
 

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,8 +18,10 @@ from shards.artifact import sha256_of
 from shards.check import describe, validate
 from shards.dataset import publish_dataset, read_dataset
 from shards.errors import BadInput
-from shards.schema import Dataset
-from tests.shards.tiny import write_tiny_dataset
+from shards.schema import INDEX_SCHEMAS, Dataset
+from shards.stream import read_stream
+from shards.write import Sample
+from tests.shards.tiny import tiny_panel, tiny_samples, write_tiny_dataset
 
 
 def test_a_sound_dataset_has_no_faults(tmp_path: Path) -> None:
@@ -237,7 +240,9 @@ def test_a_folder_without_a_dataset_is_bad_input(tmp_path: Path) -> None:
 
 def test_samples_without_an_error_are_as_many_as_the_totals_say(tmp_path: Path) -> None:
     root = write_tiny_dataset(tmp_path / "data", {"D1": "train"}, n_per_donor=3, n_not_assessed=2)
-    assert validate(root) == ["run0: 3 samples have no registration error, but the totals say 2"]
+    assert validate(root) == [
+        "run0: registration error not assessed: 3 samples, but the totals say 2"
+    ]
 
 
 def test_totals_that_do_not_add_up_are_refused(tmp_path: Path) -> None:
@@ -270,6 +275,35 @@ def test_a_dataset_of_the_first_version_is_still_read(tmp_path: Path) -> None:
     dataset, _ = read_dataset(tmp_path)
     assert dataset.aliases == {}
     assert validate(tmp_path) == []
+
+
+def test_shards_of_the_first_version_are_still_read(tmp_path: Path) -> None:
+    old = write_tiny_dataset(tmp_path / "old", {"D1": "train"}, version=1)
+    new = write_tiny_dataset(tmp_path / "new", {"D2": "train"}, seed=5)
+    assert "sharpness" not in INDEX_SCHEMAS[1].names
+    for shard in read_dataset(old)[0].shards["train"]:
+        assert "sharpness" not in pq.read_schema(old / f"{shard}.parquet").names
+    assert validate(old) == []
+    columns = ["sharpness", "key", "pen_share"]
+    told = read_stream([old], "train").table(columns)
+    assert told.column_names == columns
+    assert told["sharpness"].null_count == told.num_rows == 50
+    assert read_stream([new], "train").table(columns).schema == told.schema
+    written = tiny_samples("run0", "D1", 50, tiny_panel(), 0)
+    pairs = read_stream([old], "train").read(range(50))
+    assert [p.jpeg for p in pairs] == [s.image_jpeg for s in written]
+
+
+def test_flags_are_borne_by_as_many_samples_as_the_totals_say(tmp_path: Path) -> None:
+    def penned(samples: list[Sample]) -> list[Sample]:
+        for sample in samples[:4]:
+            sample.row["flags"] = ["pen"]
+        return samples
+
+    root = write_tiny_dataset(tmp_path / "right", {"D1": "train"}, n_flagged=4, changed=penned)
+    assert validate(root) == []
+    root = write_tiny_dataset(tmp_path / "wrong", {"D1": "train"}, n_flagged=5, changed=penned)
+    assert validate(root) == ["run0: flag pen: 4 samples, but the totals say 5"]
 
 
 @pytest.mark.parametrize("aliases", [{"D9": "P"}, {"D1": "D2", "D2": "D3"}])

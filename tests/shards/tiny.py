@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import pyarrow.parquet as pq
 import simplejpeg
 
 from shards.artifact import Identity, build_artifact, sha256_of, write_atomically
 from shards.dataset import panel_path, publish_dataset, read_manifest
 from shards.schema import (
+    INDEX_SCHEMAS,
     NOT_ASSESSED,
+    NOTE_OF_FLAG,
     Dataset,
     DatasetRun,
     Gene,
     Manifest,
     Panel,
     PatchSpec,
+    ShardInfo,
     Split,
     Totals,
 )
@@ -91,12 +95,16 @@ def write_tiny_dataset(
     max_samples: int = 20,
     seed: int = 0,
     n_not_assessed: int | None = None,
+    n_flagged: int | None = None,
     panel: Panel | None = None,
+    version: Literal[1, 2] = 2,
     changed: Callable[[list[Sample]], list[Sample]] = lambda samples: samples,
 ) -> Path:
     """One run a donor, under `root`, laid out as `curate` lays it out; returns `root`.
 
     `n_not_assessed` is what the totals say of samples without a registration error (all lack it).
+    `n_flagged` is what they say of samples with the flag pen; None: nothing. `version` is that of
+    the manifests and of the tables beside their shards.
     `changed` makes of each donor's samples what is written.
     """
     donors = donors or {"D1": "train", "D2": "train", "D3": "test"}
@@ -107,6 +115,8 @@ def write_tiny_dataset(
         run = f"run{k}"
         samples = changed(tiny_samples(run, donor, n_per_donor, panel, seed + k))
         noted = {NOT_ASSESSED: n_per_donor if n_not_assessed is None else n_not_assessed}
+        if n_flagged is not None:
+            noted[NOTE_OF_FLAG + "pen"] = n_flagged
         dropped = {"low_counts": 1}
         totals = Totals(seen=n_per_donor + 1, kept=n_per_donor, dropped=dropped, noted=noted)
         folder, record, _ = build_artifact(
@@ -118,7 +128,7 @@ def write_tiny_dataset(
                 parents={},
                 inputs={},
             ),
-            partial(_write_set, run, panel, samples, totals, max_samples),
+            partial(_write_set, run, panel, samples, totals, max_samples, version),
             provenance={},
             check_inputs=lambda: None,
         )
@@ -153,10 +163,13 @@ def _write_set(
     samples: list[Sample],
     totals: Totals,
     max_samples: int,
+    version: Literal[1, 2],
     folder: Path,
     blocks: Path,
 ) -> dict[str, Any]:
+    shards = write_shards(folder, samples, run=run, max_samples=max_samples)
     manifest = Manifest(
+        schema_version=version,
         run=run,
         source_id=None,
         tissue="test",
@@ -164,7 +177,15 @@ def _write_set(
         panel_id=panel.panel_id,
         patch=PATCH,
         totals=totals,
-        shards=tuple(write_shards(folder, samples, run=run, max_samples=max_samples)),
+        shards=tuple(with_table_of(folder, shard, version) for shard in shards),
     )
     write_atomically(folder / MANIFEST_FILE, manifest.model_dump_json(indent=1).encode())
     return totals.model_dump()
+
+
+def with_table_of(folder: Path, shard: ShardInfo, version: Literal[1, 2]) -> ShardInfo:
+    """The shard with its table written anew, with the columns of that version alone."""
+    path = folder / f"{shard.name}.parquet"
+    schema = INDEX_SCHEMAS[version]
+    pq.write_table(pq.read_table(path).select(schema.names).cast(schema), path, compression="zstd")
+    return shard.model_copy(update={"table_sha256": sha256_of(path)})
