@@ -85,7 +85,9 @@ class _Ids:
 
     def learn(self, genes: Iterable[VocabularyGene]) -> None:
         for gene in genes:
-            for symbol in (gene.symbol, *gene.also) if gene.ensembl is not None else ():
+            if gene.ensembl is None:
+                continue
+            for symbol in (gene.symbol, *gene.also):
                 self._of_symbol.setdefault((gene.species, symbol), set()).add(gene.ensembl)
 
     def key(self, gene: VocabularyGene) -> _Key:

@@ -79,7 +79,6 @@ donor = ""
         "registration.max_median_error_um",
         "filters.drop_flags.1",
         "split",
-        "split.hold_out",
         "runs.1.id",
         "runs.1.xenium",
         "runs.1.alignment",
