@@ -25,11 +25,11 @@ from benchmarks.loader.corpus import plain_row, publish_runs
 from benchmarks.registration.limits import Limits
 from shards.schema import Gene, Panel, PatchSpec
 from shards.stream import read_stream
+from shards.vocabulary import Vocabulary
 from shards.write import Sample, narrow_counts
 from trainer.config import DataLoadingConfig
 from trainer.data import Loader
 from trainer.presets import PRESETS
-from trainer.vocabulary import Vocabulary
 
 PX = 16
 PATCH = PatchSpec(image="he", fov_um=8.0, size_px=PX, center="nucleus", jpeg_quality=90)

@@ -86,7 +86,13 @@ def _demo(args: argparse.Namespace) -> int:
 def _simulate(args: argparse.Namespace) -> int:
     from pydantic import ValidationError
 
-    from pairing.simulate import BundleParams, SimulationParams, SlideParams, simulate
+    from pairing.simulate import (
+        BundleParams,
+        PanelParams,
+        SimulationParams,
+        SlideParams,
+        simulate,
+    )
 
     bundle = {
         "layout": args.layout,
@@ -95,12 +101,15 @@ def _simulate(args: argparse.Namespace) -> int:
         **{name: getattr(args, name) for name in ("stains", "protein", "rnd_version")},
     }
     slide = {name: getattr(args, name) for name in SlideParams.model_fields}
+    given = {"n_genes": args.genes, "species": args.species}
+    panel = {key: value for key, value in given.items() if value is not None}
     try:
         params = SimulationParams(
             n_cells=args.cells,
             seed=args.seed,
             donor_seed=args.donor_seed,
             n_donors=args.donors,
+            panel=PanelParams(**panel),
             bundle=BundleParams(**bundle),
             slide=SlideParams(**slide),
         )
@@ -224,13 +233,18 @@ def _check(args: argparse.Namespace) -> int:
     faults = validate(args.dataset)
     facts = None if faults else describe(args.dataset)  # which needs a sound dataset
     if args.json:
-        print(json.dumps({"dataset": facts and facts["fingerprint"], "faults": faults}, indent=1))
+        told = {
+            "dataset": facts and facts["fingerprint"],
+            "faults": faults,
+            "gene_names": facts and facts["gene_names"],
+        }
+        print(json.dumps(told, indent=1))
+    elif facts is None:
+        print("\n".join(faults))
     else:
-        print(
-            "\n".join(faults)
-            if facts is None
-            else f"no faults: {sum(facts['samples'].values())} samples"
-        )
+        print(f"no faults: {sum(facts['samples'].values())} samples")
+        if facts["gene_names"]:
+            print(f"{len(facts['gene_names'])} genes that panels name differently: see info")
     return FAULTS_FOUND if faults else DONE
 
 

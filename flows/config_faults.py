@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from flows.hold_out import contradictions, held_out_donors, unknown_names
 from flows.split import SplitSection, split_faults
 from pairing.annotations import CSV_SUFFIX, GEOJSON_SUFFIXES
 from shards.errors import BadInput, not_there_yet
@@ -28,7 +29,6 @@ RUN_FILES = ("xenium", "slide", "alignment", "donors", "labels")
 # A value that asks for nothing is accepted.
 _LATER: dict[str, tuple[tuple[Any, ...], str, str]] = {
     "cells.unit": (("xenium",), "any unit but the instrument's cells", 'set unit = "xenium"'),
-    "split.hold_out": (((), []), "hold-out lists", "name the donors in split.assign"),
 }
 
 # What a person reads in place of the words of the library.
@@ -101,8 +101,26 @@ def runs_faults(runs: Any, out: Any, split: Any) -> Iterator[str]:
             continue
         if Path(bundle) in (Path(out), *Path(out).parents):  # what is written would be read
             yield f"out lies in the bundle of run {run.get('id')}: give another folder"
+    yield from _hold_out_faults(tables, split)
     if tables and all(is_withdrawn(run, split) for run in tables):
         yield "split.withdraw leaves no run: name fewer donors, or `cellpair clean` the folder"
+
+
+def _hold_out_faults(runs: list[dict[str, Any]], split: Any) -> Iterator[str]:
+    """Misspelt names, and donors that are assigned elsewhere; donors by file are not read here."""
+    try:
+        section = SplitSection.model_validate(split)
+    except ValidationError:
+        return
+    samples = [
+        (run.get("source_id"), [donor] if isinstance(donor := run.get("donor"), str) else [])
+        for run in runs
+        if isinstance(run.get("source_id"), str | None)
+    ]
+    misspelt, _ = unknown_names(section.hold_out, [s for s, _ in samples if s is not None])
+    for name, known in misspelt.items():
+        yield f"split.hold_out: {name!r} is neither a list nor a source_id: did you mean {known!r}?"
+    yield from contradictions(held_out_donors(samples, section), section)
 
 
 def is_withdrawn(run: Mapping[str, Any], split: Any) -> bool:

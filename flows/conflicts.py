@@ -6,24 +6,13 @@ splits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-import numpy as np
-import numpy.typing as npt
-from scipy.spatial import cKDTree
-
-from flows.config import RunConfig
+from flows.config import RunConfig, SplitSection
 from shards.errors import BadInput, BadInputs
-
-# Cells of one section that were carried over twice meet again within the error that a registration
-# may have (5 µm by default). Regions that only touch have few such pairs: of random cells at ρ per
-# µm², ρ² · 2/3 r³ a µm of border, so with 8,000 cells per mm² and four borders 0.24 / √n of n cells
-# (4 % of 36, 1 % of 576), and fewer of real cells, which keep apart. The floor is for tiny runs.
-MEETING_UM = 5.0
-OVERLAP_FRACTION = 0.05
-OVERLAP_CELLS = 5
+from shards.sections import MEETING_UM, Centres, overlap
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,37 +21,77 @@ class RunOnSlide:
 
     run: str
     slide: str
-    centres_px: npt.NDArray[np.float64]
+    centres_px: Centres
     mpp: float
 
 
-def same_bundles(runs: Sequence[tuple[RunConfig, str]]) -> dict[str, Exception]:
+@dataclass(frozen=True, slots=True)
+class RunOfCells:
+    """A run with several donors: the canonical donor of each cell that has one, by cell_id."""
+
+    run: RunConfig
+    bundle: str
+    donor_of: Mapping[str, str]
+
+
+def same_bundles(
+    runs: Sequence[tuple[RunConfig, str]], split: SplitSection
+) -> dict[str, Exception]:
     """The faults, by run, of runs whose bundles have the same content hash.
 
-    One bundle may come twice only as an H&E run and a morphology run of the same donors.
+    One bundle may come twice only as an H&E run and a morphology run of the same donors; whether
+    files of donors say the same of each cell is `other_donors`'.
     """
+    of_bundle: dict[str, list[RunConfig]] = {}
+    for run, bundle in runs:
+        of_bundle.setdefault(bundle, []).append(run)
     faults: list[tuple[str, BadInput]] = []
-    for (a, a_hash), (b, b_hash) in combinations(runs, 2):
-        if a_hash == b_hash:
-            faults += [(one.id, fault) for one in (a, b) for fault in _same(one, a, b)]
+    for same in of_bundle.values():
+        for a, b in combinations(same, 2):
+            faults += [(one.id, fault) for one in (a, b) for fault in _same(one, a, b, split)]
     return _by_run(faults)
 
 
-def _same(one: RunConfig, a: RunConfig, b: RunConfig) -> Iterator[BadInput]:
+def _same(one: RunConfig, a: RunConfig, b: RunConfig, split: SplitSection) -> Iterator[BadInput]:
     same = f"run {a.id} and run {b.id} have the same bundle, byte by byte"
-    if a.donor != b.donor:
+    donor, other = (None if run.donor is None else split.canonical(run.donor) for run in (a, b))
+    if donor != other:
         found = f"{same}, but the donors {_donor(a)} and {_donor(b)}"
         remedy = "name the right bundle, or the right donor; a person's other names: split.aliases"
     elif a.image == b.image:
         found, remedy = f"{same}, and the same kind of image", "remove one of the two [[runs]]"
     else:
         return
-    yield BadInput(
-        f"run {one.id}, xenium = {one.xenium}",
+    yield _twice(one, found, remedy)
+
+
+def _twice(run: RunConfig, found: str, remedy: str) -> BadInput:
+    return BadInput(
+        f"run {run.id}, xenium = {run.xenium}",
         expected="every bundle once, or once with its slide and once as morphology, of one donor",
         found=found,
         remedy=remedy,
     )
+
+
+def other_donors(runs: Sequence[RunOfCells]) -> dict[str, Exception]:
+    """The faults, by run, of runs of one bundle whose files give a cell to different donors."""
+    faults: list[tuple[str, BadInput]] = []
+    for a, b in combinations(runs, 2):
+        if a.bundle != b.bundle:
+            continue
+        both = sorted(a.donor_of.keys() & b.donor_of.keys())
+        differing = [cell for cell in both if a.donor_of[cell] != b.donor_of[cell]]
+        if differing:
+            first = differing[0]
+            found = (
+                f"run {a.run.id} and run {b.run.id} have the same bundle, byte by byte, but "
+                f"{len(differing)} of {len(both)} cells have other donors, the first is {first}: "
+                f"{a.donor_of[first]!r} and {b.donor_of[first]!r}"
+            )
+            remedy = "mend one of the two files of donors; a person's other names: split.aliases"
+            faults += [(one.run.id, _twice(one.run, found, remedy)) for one in (a, b)]
+    return _by_run(faults)
 
 
 def _donor(run: RunConfig) -> str:
@@ -75,15 +104,16 @@ def overlaps(runs: Sequence[RunOnSlide]) -> dict[str, Exception]:
     Runs side by side on one slide are normal. A pair overlaps where at least 5 % of the cells of
     the smaller run, and at least 5 of them, lie within 5 µm of a cell of the other.
     """
+    of_slide: dict[str, list[RunOnSlide]] = {}
+    for run in runs:
+        of_slide.setdefault(run.slide, []).append(run)
     faults = []
-    for a, b in combinations(runs, 2):
-        small, large = sorted((a, b), key=lambda run: len(run.centres_px))
-        if a.slide != b.slide or not len(small.centres_px):
-            continue
-        away_px, _ = cKDTree(large.centres_px).query(small.centres_px)
-        n, n_meet = len(away_px), int((away_px * small.mpp <= MEETING_UM).sum())
-        if n_meet >= max(OVERLAP_CELLS, OVERLAP_FRACTION * n):
-            faults += [(one.run, _overlap(one, a, b, small, n_meet)) for one in (a, b)]
+    for same in of_slide.values():
+        for a, b in combinations(same, 2):
+            small, large = sorted((a, b), key=lambda run: len(run.centres_px))
+            n_meet = overlap(small.centres_px, large.centres_px, small.mpp)
+            if n_meet is not None:
+                faults += [(one.run, _overlap(one, a, b, small, n_meet)) for one in (a, b)]
     return _by_run(faults)
 
 

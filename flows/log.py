@@ -47,6 +47,9 @@ def logged_to(out: Path) -> Iterator[None]:
         handler.close()
 
 
+_MAX_OPEN = 32
+
+
 class _File(logging.FileHandler):
     """A log that a full disk ends with one line on stderr: the work itself says more."""
 
@@ -57,7 +60,7 @@ class _File(logging.FileHandler):
 
 
 class _Files(logging.Handler):
-    """One file a run, opened at its first line."""
+    """One file a run, opened at its first line; of many runs the newest are open."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(logging.INFO)
@@ -78,6 +81,8 @@ class _Files(logging.Handler):
             file = _File(path, encoding="utf-8", errors="backslashreplace")
             file.setFormatter(self.formatter)
             self._files[run] = file
+            if len(self._files) > _MAX_OPEN:  # runs come by the hundred, open files do not
+                self._files.pop(next(iter(self._files))).close()
         if record.levelno >= self._files[run].level:
             self._files[run].emit(record)
 

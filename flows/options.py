@@ -128,6 +128,10 @@ def _add_simulate(p: argparse.ArgumentParser) -> None:
     p.add_argument("--seed", type=int, default=0, help="of the section (0)")
     p.add_argument("--donor-seed", type=int, help="of the donor, where not that of the section")
     p.add_argument("--donors", type=int, default=1, help="more than one: a tissue microarray (1)")
+    p.add_argument("--genes", type=int, help="of the panel (342)")
+    p.add_argument(
+        "--species", choices=("human", "mouse"), default="human", help="of the panel (human)"
+    )
     p.add_argument("--workers", type=_at_least_one, default=1, help="threads (1)")
     bundle = p.add_argument_group("bundle")
     bundle.add_argument("--layout", default="xoa-3.0", help="xoa-1.0, 1.3, 2.0, 3.0 or 4.0")

@@ -11,17 +11,15 @@ from pathlib import Path
 
 from flows import conflicts
 from flows.built import Blocks, Built, Call, CuratedRun, direct
-from flows.config import CurateConfig, RunConfig, split_of
+from flows.compose import compose, held_out_of
+from flows.config import CurateConfig, RunConfig
 from flows.failures import words_of
 from flows.log import working_on
 from flows.stages import RunStages
-from pairing import cells
-from shards.artifact import sha256_of, write_if_changed
 from shards.content import ContentHashes
-from shards.dataset import panel_path, publish_dataset, read_manifest, read_record
+from shards.dataset import publish_dataset
 from shards.errors import BadInput
-from shards.schema import SPLITS, Dataset, DatasetRun, Panel, Split
-from shards.write import MANIFEST_FILE
+from shards.schema import Dataset
 
 __all__ = [
     "Blocks",
@@ -70,7 +68,8 @@ def plan_runs(
         with _collecting(run.id, config.out, failures):
             planned.append(RunStages(config, run, hashes, blocks, device, call))
             hashes.save()
-    _add(conflicts.same_bundles([(p.run, p.inputs["xenium"]) for p in planned]), failures)
+    bundles = [(p.run, p.inputs["xenium"]) for p in planned]
+    _add(conflicts.same_bundles(bundles, config.split), failures)
     return _without(planned, failures), failures
 
 
@@ -89,12 +88,14 @@ def curate(
     `partial_dataset` says otherwise. `only` names the runs to look at; the dataset is then made of
     these. What exists under its fingerprint is not made again.
     """
+    held_out = held_out_of(config)
     everything, failures = plan_runs(config, blocks, device=device, call=call, only=only)
     for stages in everything:
         with _collecting(stages.run.id, config.out, failures):
             stages.register()
     planned = _without(everything, failures)
     _add(_overlaps(planned), failures)
+    _add(_other_donors(_without(planned, failures)), failures)
     runs: list[CuratedRun] = []
     for stages in _without(planned, failures):
         with _collecting(stages.run.id, config.out, failures):
@@ -102,7 +103,7 @@ def curate(
     built = tuple(b for stages in everything for b in stages.built.values())
     if not runs or (failures and not partial_dataset):
         return Curated(tuple(runs), failures, None, built)
-    dataset = compose(config, runs)
+    dataset = compose(config, runs, held_out)
     publish_dataset(config.out, dataset)
     log.info("dataset %s: %d pairs", dataset.fingerprint, dataset.totals.kept)
     return Curated(tuple(runs), failures, dataset, built)
@@ -142,58 +143,15 @@ def _overlaps(planned: list[RunStages]) -> dict[str, Exception]:
     )
 
 
-def compose(config: CurateConfig, runs: list[CuratedRun]) -> Dataset:
-    """The dataset of these runs: a composition of their shard sets; no shard is rewritten."""
-    entries, panels = [], {}
-    donors: dict[str, Split] = {}
-    shards: dict[Split, list[str]] = {split: [] for split in SPLITS}
-    for run in runs:
-        folder = run.built["shards"].folder
-        manifest = read_manifest(folder)
-        relative = folder.relative_to(config.out).as_posix()
-        panel = read_record(run.built["cells"].folder / cells.PANEL_FILE, Panel)
-        panels[panel.panel_id] = panel_path(panel.panel_id)
-        write_if_changed(
-            config.out / panel_path(panel.panel_id), panel.model_dump_json(indent=1).encode()
-        )
-        for donor, n_cells in run.built["shards"].summary["n_cells_of_donor"].items():
-            if donor not in {shard.donor for shard in manifest.shards}:
-                log.warning("%s: no pair of donor %r, of %d cells", manifest.run, donor, n_cells)
-        for shard in manifest.shards:
-            donors[shard.donor] = split_of(shard.donor, config.split)
-            shards[donors[shard.donor]].append(f"{relative}/{shard.name}")
-        entries.append(
-            DatasetRun(
-                run=manifest.run,
-                path=relative,
-                fingerprint=run.built["shards"].fingerprint,
-                manifest_sha256=sha256_of(folder / MANIFEST_FILE),
-                species=manifest.species,
-                tissue=manifest.tissue,
-                panel_id=manifest.panel_id,
-                totals=manifest.totals,
-            )
-        )
-    canonical = config.split.canonical
-    assigned = {name for name in config.split.assign if not config.split.is_withdrawn(name)}
-    unknown = sorted(set(map(canonical, assigned)) - set(map(canonical, donors)))
-    if unknown and len(runs) == len(config.active_runs):
-        log.warning("[split] assign names donors without a pair: %s", ", ".join(unknown))
-    for split in ("val", "test"):
-        if not shards[split]:
-            log.warning(
-                'the %s split is empty: assign donors by [split] assign, as { "%s" = "%s" }',
-                split,
-                min(donors),
-                split,
-            )
-    return Dataset.of(
-        config.name,
-        entries,
-        panels,
-        donors,
-        {k: tuple(v) for k, v in shards.items()},
-        {donor: canonical(donor) for donor in donors if canonical(donor) != donor},
+def _other_donors(planned: list[RunStages]) -> dict[str, Exception]:
+    """Runs of one bundle that the files of donors part in two ways."""
+    bundles = Counter(stages.inputs["xenium"] for stages in planned)
+    return conflicts.other_donors(
+        [
+            conflicts.RunOfCells(s.run, s.inputs["xenium"], s.donor_of_cells())
+            for s in planned
+            if s.run.donors is not None and bundles[s.inputs["xenium"]] > 1
+        ]
     )
 
 

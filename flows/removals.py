@@ -19,6 +19,7 @@ from shards.schema import Dataset, DatasetPointer
 
 REPORT_FOLDER = "report"
 HASHES_FILE = "content-hashes.json"
+_ROW_SUFFIX = ".row.json"  # of what is kept of a run beside its page
 _STATE_FILE = ".says"  # while it is there, `curate` takes the pages for written
 
 _ARTIFACT = re.compile(r"[0-9a-f]{20}")
@@ -72,7 +73,11 @@ def plan_removals(out: Path, withdrawn: Collection[str]) -> list[Removal]:
     kept = _with_parents(roots)
     kept_runs = set(map(_run_of, roots))
     artifacts = [p for p in sorted(out.glob("runs/*/*/*")) if _ARTIFACT.fullmatch(p.name)]
-    panels = {out / path for dataset in good.values() for path in dataset.panels.values()}
+    panels = {
+        out / path
+        for dataset in good.values()
+        for path in (*dataset.panels.values(), *dataset.unions.values())
+    }
     of_one_donor = {_run_of(p) for p in found.tainted if found.shard_sets[p].config.get("donor")}
     naming = Naming.of(withdrawn)
     return [
@@ -87,7 +92,7 @@ def plan_removals(out: Path, withdrawn: Collection[str]) -> list[Removal]:
         ),
         *(
             _whole(path, "no dataset names it")
-            for path in sorted(out.glob("panels/panel-*.json"))
+            for path in sorted((*out.glob("panels/panel-*.json"), *out.glob("panels/union-*.json")))
             if path not in panels
         ),
         *_leftovers(out),
@@ -155,6 +160,10 @@ def _pages(out: Path, strays: set[str], naming: Naming) -> Iterator[Removal]:
         yield _whole(state, "lets `curate` write the pages anew")
     for page in pages:
         yield _whole(page, "of no dataset" if page.stem in strays else "names a withdrawn donor")
+    left = set(out.glob(f"{REPORT_FOLDER}/*.html")).difference(pages)
+    for row in sorted(out.glob(f"{REPORT_FOLDER}/.*{_ROW_SUFFIX}")):
+        if row.with_name(f"{row.name[1:].removesuffix(_ROW_SUFFIX)}.html") not in left:
+            yield _whole(row, "of a page that is not there")
 
 
 def _texts(out: Path, gone_runs: set[str], naming: Naming) -> Iterator[Removal]:

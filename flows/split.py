@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -25,7 +25,8 @@ class SplitSection(Record):
     """`[split]`: a stable hash of the donor decides, unless `assign` names its split.
 
     `aliases` maps a donor's canonical name to its other names: one person, one split. `assign`
-    and `withdraw` may use any of the names. Shards keep the donor as written.
+    and `withdraw` may use any of the names. Shards keep the donor as written. `hold_out` are names
+    of lists (flows.hold_out) and source_ids of runs: all their donors go to test.
     """
 
     by: Literal["donor"] = "donor"
@@ -35,7 +36,7 @@ class SplitSection(Record):
         "test": 0.1,
     }
     assign: dict[Donor, Split] = {}
-    hold_out: tuple[str, ...] = ()
+    hold_out: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     withdraw: tuple[Donor, ...] = ()
     aliases: dict[Donor, tuple[Donor, ...]] = {}
 
@@ -50,7 +51,8 @@ class SplitSection(Record):
 
     def is_withdrawn(self, donor: str) -> bool:
         """Whether this donor must go, by this or another of its names."""
-        return self.canonical(donor) in {self.canonical(name) for name in self.withdraw}
+        names = _canonical_names(self.aliases)
+        return names.get(donor, donor) in {names.get(name, name) for name in self.withdraw}
 
     @property
     def withdrawn_names(self) -> tuple[str, ...]:
@@ -65,10 +67,16 @@ def tell_together(faults: Iterable[str]) -> None:
         raise PydanticCustomError("keys_together", "{told}", {"told": told})
 
 
-def split_of(donor: str, split: SplitSection) -> Split:
-    """The split of a donor: by name, else by a hash of the donor that no other donor moves."""
-    canonical = split.canonical(donor)
-    assigned = {split.canonical(name): to for name, to in split.assign.items()}
+def split_of(donor: str, split: SplitSection, held_out: Collection[str] = ()) -> Split:
+    """The split of a donor: by name, else by a hash of the donor that no other donor moves.
+
+    `held_out` are canonical names of donors who are in test whatever the hash says.
+    """
+    names = _canonical_names(split.aliases)
+    canonical = names.get(donor, donor)
+    if canonical in held_out:
+        return "test"
+    assigned = {names.get(name, name): to for name, to in split.assign.items()}
     if canonical in assigned:
         return assigned[canonical]
     point = int.from_bytes(hashlib.sha256(canonical.encode()).digest()[:8], "big") / 2**64

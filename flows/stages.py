@@ -228,6 +228,15 @@ class RunStages:
         image_px_from_xenium_um, *_ = self._image()
         return image_px_from_xenium_um(centres_um)
 
+    def donor_of_cells(self) -> dict[str, str]:
+        """The canonical donor of each cell that has one, by cell_id; of a run with several."""
+        assert self.run.donors is not None
+        with open_xenium(self.run.xenium) as xenium:
+            cell_ids = xenium.read_cells()["cell_id"].tolist()
+        donors, _ = donors_of_cells(self.run.donors, cell_ids, self.centres_px())
+        canonical = self.config.split.canonical
+        return {c: canonical(d) for c, d in zip(cell_ids, donors, strict=True) if d is not None}
+
     def image_mpp(self) -> float:
         """µm per pixel of that image."""
         return self._image()[1]

@@ -33,7 +33,7 @@ NEIGHBORS_FILE = "neighbors.npy"
 REGIONS_FILE = "match_regions.parquet"
 _COUNTS_FILES = ("counts_indptr.npy", "counts_indices.npy", "counts_data.npy")
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 
 
 class CellsOptions(Record):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -99,6 +100,16 @@ def weights_path(model: str) -> Path:
 
 
 def weights_digest(model: str) -> str:
-    """SHA-256 of the weights that `model` names, for fingerprints. Raises as `weights_path`."""
-    with weights_path(model).open("rb") as file:
+    """SHA-256 of the weights that `model` names, for fingerprints. Raises as `weights_path`.
+
+    Every run of a corpus asks for it: a file is read once, while its size and time are the same.
+    """
+    path = weights_path(model)
+    stat = path.stat()
+    return _digest_of_file(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _digest_of_file(path: Path, n_bytes: int, mtime_ns: int) -> str:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

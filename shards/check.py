@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from shards.artifact import RECORD_FILE, Identity, read_artifact, sha256_of
+from shards.check_composition import REMEDY, composition_faults, section_faults, union_faults
 from shards.check_shard import broken_files, sample_faults
 from shards.dataset import (
     POINTER_FILE,
@@ -33,11 +34,9 @@ from shards.schema import (
     Manifest,
     Panel,
     Record,
-    Split,
 )
+from shards.unions import names_that_differ, unions_of
 from shards.write import MANIFEST_FILE
-
-_REMEDY = "remove it if it is there, and run `cellpair curate` again"
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -47,6 +46,7 @@ def describe(path: Path) -> dict[str, Any]:
     for run in dataset.runs:
         for shard in read_manifest(root / run.path).shards:
             samples[dataset.donors[shard.donor]] += shard.n_samples
+    panels = read_panels(dataset, root)
     return {
         "kind": "dataset",
         "name": dataset.name,
@@ -54,7 +54,10 @@ def describe(path: Path) -> dict[str, Any]:
         "runs": [run.run for run in dataset.runs],
         "donors": dict(dataset.donors),
         "samples": {split: samples[split] for split in dataset.shards},
-        "genes": {i: len(p.genes) for i, p in read_panels(dataset, root).items()},
+        "genes": {i: len(p.genes) for i, p in panels.items()},
+        "unions": {s: len(union.genes) for s, union in unions_of(panels.values()).items()},
+        "gene_names": names_that_differ(panels.values()),
+        "held_out": {donor: list(why) for donor, why in dataset.held_out.items()},
         "totals": dataset.totals.model_dump(),
     }
 
@@ -73,7 +76,7 @@ def validate(path: Path) -> list[str]:
         if not asked.exists():
             raise
         named = "" if error.where == str(asked) else f", which {asked.name} names"
-        return [f"{error.where}{named}: {error.found}; {_REMEDY}"]
+        return [f"{error.where}{named}: {error.found}; {REMEDY}"]
     faults = list(_json_faults(path, dataset, root))
     panels: dict[str, Panel] = {}
     for panel_id, relative in dataset.panels.items():
@@ -86,7 +89,9 @@ def validate(path: Path) -> list[str]:
             folder = root / run.path
             found = error.found if folder.is_dir() else "the folder is missing"
             faults.append(f"{run.path}/{MANIFEST_FILE}: {found}; {_remedy_of(run)}")
-    faults += _composition_faults(dataset, manifests)
+    faults += composition_faults(dataset, manifests)
+    faults += section_faults(dataset, root, manifests)
+    faults += union_faults(dataset, root, panels)
     keys: Counter[str] = Counter()
     for run, manifest in manifests:
         faults += _run_faults(root, run, manifest)
@@ -115,21 +120,19 @@ def _json_faults(path: Path, dataset: Dataset, root: Path) -> Iterator[str]:
         pointer = read_record(root / POINTER_FILE, DatasetPointer)
         want = DatasetPointer(fingerprint=dataset.fingerprint, dataset=relative)
         if pointer != want or _was_changed(root / POINTER_FILE, pointer):
-            yield f"{POINTER_FILE}: not as it was written, for {relative}; {_REMEDY}"
+            yield f"{POINTER_FILE}: not as it was written, for {relative}; {REMEDY}"
         path = root / pointer.dataset
     if path.name != Path(relative).name:
-        yield f"datasets/{path.name}: it says that it is {dataset.fingerprint}; {_REMEDY}"
-    # Version 1 has no aliases.
-    left_out = {"aliases"} if dataset.schema_version == 1 else set()
-    if _was_changed(path, dataset, left_out):
-        yield f"datasets/{path.name}: not as it was written; {_REMEDY}"
+        yield f"datasets/{path.name}: it says that it is {dataset.fingerprint}; {REMEDY}"
+    if _was_changed(path, dataset, dataset.unsaid):
+        yield f"datasets/{path.name}: not as it was written; {REMEDY}"
     for panel_id, panel in dataset.panels.items():
         if panel != panel_path(panel_id):
-            yield f"datasets/{path.name}: panel {panel_id} would not be in {panel}; {_REMEDY}"
+            yield f"datasets/{path.name}: panel {panel_id} would not be in {panel}; {REMEDY}"
 
 
-def _was_changed(path: Path, record: Record, left_out: set[str] | None = None) -> bool:
-    return path.read_bytes() != record.model_dump_json(indent=1, exclude=left_out).encode()
+def _was_changed(path: Path, record: Record, unsaid: dict[str, Any] | None = None) -> bool:
+    return path.read_bytes() != record.model_dump_json(indent=1, exclude=unsaid).encode()
 
 
 def _panel_faults(
@@ -139,62 +142,13 @@ def _panel_faults(
     try:
         panel = read_record(root / relative, Panel)
     except BadInput as error:
-        yield f"{relative}: {error.found}; {_REMEDY}"
+        yield f"{relative}: {error.found}; {REMEDY}"
         return
     panels[panel_id] = panel
     if panel.panel_id != panel_id:
-        yield f"{relative}: it holds panel {panel.panel_id}, not {panel_id}; {_REMEDY}"
+        yield f"{relative}: it holds panel {panel.panel_id}, not {panel_id}; {REMEDY}"
     elif _was_changed(root / relative, panel):
-        yield f"{relative}: not as it was written; {_REMEDY}"
-
-
-def _composition_faults(
-    dataset: Dataset, manifests: list[tuple[DatasetRun, Manifest]]
-) -> Iterator[str]:
-    rebuilt = Dataset.of(
-        dataset.name,
-        dataset.runs,
-        dataset.panels,
-        dataset.donors,
-        dataset.shards,
-        dataset.aliases,
-    )
-    if rebuilt.fingerprint != dataset.fingerprint:
-        yield (
-            f"{dataset_path(dataset.fingerprint)}: its content hashes to {rebuilt.fingerprint}; "
-            f"{_REMEDY}"
-        )
-    if rebuilt.totals != dataset.totals:
-        where = dataset_path(dataset.fingerprint)
-        yield f"{where}: totals are {dataset.totals}, but the runs add up to {rebuilt.totals}"
-    yield from _straddling_donors(dataset)
-    listed = Counter(name for names in dataset.shards.values() for name in names)
-    yield from (f"{name}: listed in {n} places" for name, n in listed.items() if n > 1)
-    for run, manifest in manifests:
-        for shard in manifest.shards:
-            name = f"{run.path}/{shard.name}"
-            split = dataset.donors.get(shard.donor)
-            if split is None:
-                yield f"{name}: donor {shard.donor!r} has no split"
-            elif name not in dataset.shards.get(split, ()):
-                yield f"{name}: donor {shard.donor!r} is in {split}, but the shard is not"
-            listed.pop(name, None)
-    readable = {run.path for run, _ in manifests}
-    for name in listed:
-        if name.rpartition("/")[0] in readable:
-            yield f"{name}: listed, but in no manifest"
-
-
-def _straddling_donors(dataset: Dataset) -> Iterator[str]:
-    """Names of one person in several splits."""
-    splits_of: dict[str, dict[str, Split]] = {}
-    for donor, split in dataset.donors.items():
-        splits_of.setdefault(dataset.aliases.get(donor, donor), {})[donor] = split
-    for canonical, splits in splits_of.items():
-        if len(set(splits.values())) > 1:
-            told = ", ".join(f"{donor!r} in {split}" for donor, split in sorted(splits.items()))
-            where = dataset_path(dataset.fingerprint)
-            yield f"{where}: donor {canonical!r} straddles splits: {told}"
+        yield f"{relative}: not as it was written; {REMEDY}"
 
 
 def _run_faults(root: Path, run: DatasetRun, manifest: Manifest) -> Iterator[str]:
@@ -203,7 +157,10 @@ def _run_faults(root: Path, run: DatasetRun, manifest: Manifest) -> Iterator[str
             f"{run.path}/{MANIFEST_FILE}: the manifest is not the one that the dataset was made "
             f"of; {_remedy_of(run)}"
         )
-    for field in ("run", "species", "tissue", "panel_id", "totals"):
+    fields = ["run", "species", "tissue", "panel_id", "totals"]
+    if run.section is not None:  # datasets say no source_id before they tell sections
+        fields.append("source_id")
+    for field in fields:
         if getattr(manifest, field) != getattr(run, field):
             yield f"{run.run}: {field} differs between manifest and dataset"
     for found in _artifact_faults(root / run.path, run, manifest):

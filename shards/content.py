@@ -38,6 +38,7 @@ class ContentHashes:
         self._memory = memory
         self._known = _remembered(memory)
         self._seen: dict[Path, _Seen] = {}
+        self._learnt = False
 
     def of(self, path: Path) -> str:
         """20 hex digits for a file or a folder.
@@ -67,10 +68,17 @@ class ContentHashes:
             )
 
     def save(self) -> None:
-        """Write the memory, with what other processes have remembered meanwhile."""
+        """Write the memory, with what other processes have remembered meanwhile.
+
+        Nothing is written where nothing was learnt since: of hundreds of runs that are as they
+        were, the memory of all would be written for each.
+        """
+        if not self._learnt and self._memory.exists():
+            return
         known = {**_remembered(self._memory), **self._known}
         data = json.dumps(known, indent=0, sort_keys=True).encode()
         write_if_changed(self._memory, data)
+        self._learnt = False
 
     def _file(self, path: Path, seen: tuple[int, int]) -> str:
         key = _key(path, seen)
@@ -83,6 +91,7 @@ class ContentHashes:
                 raise _mendable(path, error) from error
             if settled:
                 self._known[key] = sha256
+                self._learnt = True
         return sha256
 
 

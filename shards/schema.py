@@ -18,7 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 SCHEMA_VERSION: Final = 1
 MANIFEST_SCHEMA_VERSION: Final = 2  # 2: quality in the index tables; 1 is still read
-DATASET_SCHEMA_VERSION: Final = 2  # 2: aliases; a dataset of version 1 has none, and is still read
+# 2: aliases. 3: hold-outs, unions of panels, and of each run its donors, source_id and section.
+# Earlier datasets lack these, and are still read.
+DATASET_SCHEMA_VERSION: Final = 3
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -184,8 +186,24 @@ class Manifest(Record):
         return self
 
 
+class Section(Record):
+    """The tissue that a run is of, by content: two runs of one bundle, or one slide, are told.
+
+    `slide` and `slide_mpp` (µm per pixel at level 0) are None where the patches are of the
+    bundle's own morphology.
+    """
+
+    bundle: str
+    slide: str | None = None
+    slide_mpp: float | None = Field(default=None, gt=0)
+
+
 class DatasetRun(Record):
-    """One run's part in a dataset."""
+    """One run's part in a dataset.
+
+    `donors` are all whose cells lie in the run, those without a pair too; `source_id` is the public
+    name of the sample.
+    """
 
     run: RunId
     path: str  # of the shard set, relative to the dataset root
@@ -195,22 +213,35 @@ class DatasetRun(Record):
     tissue: str | None
     panel_id: str
     totals: Totals
+    source_id: str | None = None
+    donors: tuple[str, ...] = ()
+    section: Section | None = None
+
+    @property
+    def unsaid(self) -> set[str]:
+        """Fields that are there since version 3 of the dataset, where they say nothing."""
+        return {key for key in ("source_id", "donors", "section") if not getattr(self, key)}
 
 
 class Dataset(Record):
     """`datasets/<fingerprint>.json`: a composition of per-run shard sets; immutable.
 
-    `aliases` names, for each donor that the shards write by another name, the canonical one: donors
-    of one canonical name are one person, and in one split.
+    `aliases` names, for each donor that the runs write by another name, the canonical one: donors
+    of one canonical name are one person, and in one split. `hold_out` are the names of
+    `split.hold_out` with the source_ids that each stands for; `held_out` the canonical donors that
+    are in test for it, with the source_ids because of which.
     """
 
-    schema_version: Literal[1, 2] = DATASET_SCHEMA_VERSION
+    schema_version: Literal[1, 2, 3] = DATASET_SCHEMA_VERSION
     fingerprint: str
     name: str
     runs: tuple[DatasetRun, ...]
     panels: dict[str, str]  # panel_id -> path relative to the dataset root
+    unions: dict[str, str] = {}  # species -> path of the union of its panels
     donors: dict[str, Split]  # as the shards write them
     aliases: dict[str, str] = {}  # donor as written -> canonical, where they differ
+    hold_out: dict[str, tuple[str, ...]] = {}
+    held_out: dict[str, tuple[str, ...]] = {}
     shards: dict[Split, tuple[str, ...]]  # paths without suffix, relative to the dataset root
     totals: Totals
 
@@ -223,36 +254,67 @@ class Dataset(Record):
         donors: dict[str, Split],
         shards: dict[Split, tuple[str, ...]],
         aliases: dict[str, str] | None = None,
+        *,
+        unions: dict[str, str] | None = None,
+        hold_out: dict[str, tuple[str, ...]] | None = None,
+        held_out: dict[str, tuple[str, ...]] | None = None,
     ) -> Dataset:
         runs = tuple(runs)
         totals = sum((r.totals for r in runs), Totals(seen=0, kept=0, dropped={}))
+        since_2 = {
+            "aliases": aliases,
+            "unions": unions,
+            "hold_out": hold_out,
+            "held_out": held_out,
+        }
         body = {
             "name": name,
-            "runs": [r.model_dump() for r in runs],
+            # What is not said leaves the hash as it was before it could be said.
+            "runs": [r.model_dump(mode="json", exclude=r.unsaid) for r in runs],
             "donors": donors,
-            "shards": {k: list(v) for k, v in shards.items()},
-            **({"aliases": aliases} if aliases else {}),
+            "shards": shards,
+            **{key: value for key, value in since_2.items() if value},
         }
         return cls(
             fingerprint=digest(body),
             name=name,
             runs=runs,
             panels=panels,
+            unions=unions or {},
             donors=donors,
             aliases=aliases or {},
+            hold_out=hold_out or {},
+            held_out=held_out or {},
             shards=shards,
             totals=totals,
         )
 
+    def canonical(self, donor: str) -> str:
+        """The one name of a donor that may have several."""
+        return self.aliases.get(donor, donor)
+
     @model_validator(mode="after")
-    def _aliases_are_of_its_donors(self) -> Dataset:
-        strangers = sorted(self.aliases.keys() - self.donors.keys())
+    def _names_are_of_its_donors(self) -> Dataset:
+        known = self.donors.keys() | {donor for run in self.runs for donor in run.donors}
+        strangers = sorted(self.aliases.keys() - known)
         chained = sorted(self.aliases.keys() & set(self.aliases.values()))
         if strangers or chained or (self.aliases and self.schema_version == 1):
             raise ValueError(
                 f"aliases {self.aliases} are not names of its donors, each with a canonical one"
             )
+        if strange := sorted(self.held_out.keys() - set(map(self.canonical, known))):
+            raise ValueError(f"held out are {strange}, which are no donors of it")
         return self
+
+    @property
+    def unsaid(self) -> dict[str, Any]:
+        """What a record of an earlier version does not have, for `model_dump` to leave out."""
+        if self.schema_version == DATASET_SCHEMA_VERSION:
+            return {}
+        since_3 = {"unions": True, "hold_out": True, "held_out": True}
+        of_runs = {"source_id": True, "donors": True, "section": True}
+        since_2 = {"aliases": True} if self.schema_version == 1 else {}
+        return {**since_3, **since_2, "runs": {"__all__": of_runs}}
 
 
 class DatasetPointer(Record):

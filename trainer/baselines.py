@@ -15,11 +15,11 @@ import torch
 
 from shards.errors import BadInput
 from shards.stream import Stream
+from shards.vocabulary import Vocabulary
 from trainer.batch import dense_counts
 from trainer.data import Loader
 from trainer.genes import expression
 from trainer.retrieval import Embedding
-from trainer.vocabulary import Vocabulary
 
 ALPHA: Final = 1.0  # on standardised features
 _BATCH_SIZE = 256

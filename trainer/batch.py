@@ -10,8 +10,8 @@ import torch
 from shards.errors import BadInput
 from shards.order import Indices
 from shards.schema import Panel
+from shards.vocabulary import Vocabulary
 from trainer.ring import RowFault, Slot, Sparse
-from trainer.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, slots=True)

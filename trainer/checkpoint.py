@@ -17,8 +17,8 @@ from shards.artifact import sha256_of, write_atomically
 from shards.dataset import read_record
 from shards.errors import BadInput
 from shards.schema import Record, digest
+from shards.vocabulary import Vocabulary
 from trainer.config import TrainConfig
-from trainer.vocabulary import Vocabulary
 
 META_FILE: Final = "meta.json"
 _CONFIG_FILE: Final = "config.json"

@@ -14,6 +14,7 @@ import numpy as np
 from shards.errors import BadInput
 from shards.order import Indices, Order
 from shards.stream import Stream
+from shards.vocabulary import Vocabulary
 from trainer.ahead import ReadAhead, Wanted, pinned
 from trainer.batch import Batch, GenePlaces, no_faults
 from trainer.config import DataLoadingConfig
@@ -21,7 +22,6 @@ from trainer.crew import Crew, Hands, OwnHands
 from trainer.plain import plain_batches
 from trainer.ring import Filler, Layout, Ring
 from trainer.steps import Planned, planned_steps
-from trainer.vocabulary import Vocabulary
 from trainer.worker import Job
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from shards.vocabulary import Vocabulary
 from trainer.augment import plain_views, views
 from trainer.batch import Batch, GenePlaces, dense_counts, dense_neighbors
 from trainer.checkpoint import read_checkpoint_config, read_model_state, read_vocabulary
@@ -15,7 +16,6 @@ from trainer.data import Loader
 from trainer.genes import GeneInput
 from trainer.model import PairModel
 from trainer.retrieval import Embedding, random_batches, retrieval_lines
-from trainer.vocabulary import Vocabulary
 
 VALIDATION_BATCH = 64
 _BATCH_SIZE = 256

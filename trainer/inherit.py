@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from shards.errors import BadInput
+from shards.vocabulary import VocabularyGene
 from trainer.checkpoint import read_meta, read_model_state, read_vocabulary
 from trainer.model import PairModel
-from trainer.vocabulary import VocabularyGene
 
 
 def inherited_genes(checkpoint: Path | None) -> tuple[VocabularyGene, ...]:

@@ -32,6 +32,7 @@ from shards.lock import hold
 from shards.mix import Mix
 from shards.order import Indices, share_of
 from shards.stream import read_stream
+from shards.vocabulary import Vocabulary
 from trainer.augment import augmented, draws, masked_genes, step_generator, thinned
 from trainer.batch import Batch, GenePlaces
 from trainer.caching import Embedded, backward_in_chunks
@@ -60,7 +61,6 @@ from trainer.inherit import inherit, inherited_genes
 from trainer.metrics import Clock, Metrics, in_batch_r1, runs_in_batch
 from trainer.model import Embedded as PairEmbedded
 from trainer.model import PairModel
-from trainer.vocabulary import Vocabulary
 
 _FIT_ON = 4096  # cells from which each gene's mean and spread are taken
 

@@ -19,10 +19,10 @@ from torch.utils.data import Dataset
 
 from benchmarks.loader.samples import N_GENES, PX
 from shards.stream import Stream, read_stream
+from shards.vocabulary import Vocabulary
 from trainer.config import PRESETS, DataLoadingConfig
 from trainer.data import Loader
 from trainer.ring import Layout, Ring
-from trainer.vocabulary import Vocabulary
 
 LIMIT: Final = "limit"
 CHUNK: Final = 256

@@ -22,9 +22,9 @@ from torch.utils.data import DistributedSampler
 
 from benchmarks.loader.contenders import Indexed, litdata_chunks, tars
 from shards.stream import Stream, read_stream
+from shards.vocabulary import Vocabulary
 from trainer.config import PRESETS, DataLoadingConfig
 from trainer.data import Loader
-from trainer.vocabulary import Vocabulary
 
 BATCH: Final = 8
 RANKS: Final = 5

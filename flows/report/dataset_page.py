@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from flows.compose import panels_of
 from flows.config import CurateConfig
 from flows.history import HistoryEntry
 from flows.pipeline import Curated
 from flows.report.curations import Curation, newest_curations
 from flows.report.donors import DonorRow, over_all_runs
-from flows.report.run_page import RunPage
+from flows.report.rows import RunRow
 from flows.report.settings import Setting, dataset_settings, without_folders
-from shards.schema import SPLITS, Dataset, Totals
+from shards.schema import SPLITS, Dataset, Panel, Totals
+from shards.unions import names_that_differ, union_path, unions_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,24 @@ class PanelRow:
 
 
 @dataclass(frozen=True, slots=True)
+class UnionRow:
+    """The panels of one species joined: how many genes, and in which file."""
+
+    species: str
+    n_panels: int
+    n_genes: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutRow:
+    """A donor who is in test for `split.hold_out`, and because of which samples."""
+
+    donor: str
+    source_ids: str
+
+
+@dataclass(frozen=True, slots=True)
 class SplitRow:
     split: str
     n_donors: int
@@ -46,13 +66,16 @@ class DatasetPage:
     name: str
     dataset: Dataset | None
     failures: list[Failure]
-    runs: list[RunPage]
+    runs: list[RunRow]
     totals: Totals
     reasons: list[str]
     noted: list[str]
     donors: list[DonorRow]
     splits: list[SplitRow]
     panels: list[PanelRow]
+    unions: list[UnionRow]
+    gene_names: list[str]
+    held_out: list[HeldOutRow]
     settings: dict[str, list[Setting]]
     history: list[Curation]
 
@@ -60,12 +83,14 @@ class DatasetPage:
 def dataset_page(
     config: CurateConfig,
     curated: Curated,
-    runs: Sequence[RunPage],
+    runs: Sequence[RunRow],
     history: Sequence[HistoryEntry],
 ) -> DatasetPage:
-    """The page over the pages of its runs; `history` is of the folder, oldest first."""
+    """The page over those of its runs; `history` is of the folder, oldest first."""
     donors = over_all_runs([row for run in runs for row in run.donors])
-    totals = sum((run.totals for run in runs), Totals(seen=0, kept=0, dropped={}))
+    panels = panels_of(curated.runs, [run.manifest for run in runs]).values()
+    of_runs = [run.manifest.totals for run in runs]
+    totals = sum(of_runs, Totals(seen=0, kept=0, dropped={}))
     return DatasetPage(
         name=config.name,
         dataset=curated.dataset,
@@ -76,17 +101,25 @@ def dataset_page(
         runs=list(runs),
         totals=totals,
         # In the order in which they are tried, which is the order of each run's own record.
-        reasons=list(dict.fromkeys(reason for run in runs for reason in run.totals.dropped)),
-        noted=list(dict.fromkeys(note for run in runs for note in run.totals.noted)),
+        reasons=list(
+            dict.fromkeys(reason for run in runs for reason in run.manifest.totals.dropped)
+        ),
+        noted=list(dict.fromkeys(note for run in runs for note in run.manifest.totals.noted)),
         donors=donors,
         splits=_splits(runs, donors),
         panels=_panels(runs),
+        unions=_unions(curated.dataset, panels),
+        gene_names=names_that_differ(panels),
+        held_out=[
+            HeldOutRow(donor, ", ".join(source_ids))
+            for donor, source_ids in (curated.dataset.held_out if curated.dataset else {}).items()
+        ],
         settings=dataset_settings(config),
         history=newest_curations(history),
     )
 
 
-def _splits(runs: Sequence[RunPage], donors: Sequence[DonorRow]) -> list[SplitRow]:
+def _splits(runs: Sequence[RunRow], donors: Sequence[DonorRow]) -> list[SplitRow]:
     split_of = {row.donor: row.split for row in donors}
     rows = []
     for split in SPLITS:
@@ -103,13 +136,19 @@ def _splits(runs: Sequence[RunPage], donors: Sequence[DonorRow]) -> list[SplitRo
     return rows
 
 
-def _panels(runs: Sequence[RunPage]) -> list[PanelRow]:
+def _panels(runs: Sequence[RunRow]) -> list[PanelRow]:
     rows: dict[str, PanelRow] = {}
     for run in runs:
         panel_id = run.manifest.panel_id
         if panel_id not in rows:
-            rows[panel_id] = PanelRow(
-                panel_id, run.manifest.species, run.cells_summary["n_genes"], []
-            )
+            rows[panel_id] = PanelRow(panel_id, run.manifest.species, run.n_genes, [])
         rows[panel_id].runs.append(run.run)
     return list(rows.values())
+
+
+def _unions(dataset: Dataset | None, panels: Iterable[Panel]) -> list[UnionRow]:
+    return [
+        UnionRow(species, len(union.places), len(union.genes), union_path(union))
+        for species, union in unions_of(panels).items()
+        if dataset is not None
+    ]

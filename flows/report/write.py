@@ -11,7 +11,7 @@ from flows.pipeline import Curated
 from flows.report.dataset_page import dataset_page
 from flows.report.evaluation import RetrievalLine, read_evaluation
 from flows.report.render import write_page
-from flows.report.run_page import run_page
+from flows.report.rows import write_run
 
 REPORT_FOLDER = "report"
 INDEX_FILE = "index.html"
@@ -28,6 +28,8 @@ def write_report(
 ) -> Path:
     """Write `report/<run>.html` for every curated run and `report/index.html`; returns the latter.
 
+    A run's page that would say the same, but for curations that made nothing of it, stays.
+
     Runs that failed are told on the index. With `evaluation_json` of the trainer the index holds
     the retrieval table too, and with `metrics_csv` of the training run its curves. What was reused
     or rebuilt is told from `history.jsonl` of the folder. The same input and history give the same
@@ -36,9 +38,7 @@ def write_report(
     folder = config.out / REPORT_FOLDER
     splits = curated.dataset.donors if curated.dataset else {}
     history = read_history(config.out)
-    runs = [run_page(config, run, splits, history) for run in curated.runs]
-    for run in runs:
-        write_page(folder / f"{run.run}.html", "run.html", page=run)
+    runs = [write_run(folder, config, run, splits, history) for run in curated.runs]
     evaluation = None
     if evaluation_json is not None:
         evaluation = read_evaluation(evaluation_json, metrics_csv, extra_lines)

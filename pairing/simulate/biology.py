@@ -21,11 +21,15 @@ from pairing.simulate.panel import (
     LINEAGES,
     MARKERS,
     MITOTIC_UP,
+    N_GENES,
     NICHE_DOWN,
     NICHE_UP,
     PYKNOTIC_UP,
     STATE_DOWN,
     STATE_UP,
+    Species,
+    base_genes,
+    chosen_genes,
     genes,
 )
 
@@ -38,6 +42,7 @@ PHASES = ("interphase", "mitotic", "pyknotic")
 # The biology is one: all donors and seeds share these numbers, drawn from this seed.
 _BIOLOGY_SEED = 20240529
 BASE_LOG_SPREAD = 0.9
+MORE_LOG_MEAN = -2.5  # of genes that only large panels have: 5,000 of them make half of all counts
 MARKER_LOG_FOLD = (0.9, 1.9)
 LINEAGE_LOG_FOLD = (0.5, 1.2)
 STATE_LOG_FOLD = (0.9, 1.8)  # from state 0 to 1, up or down
@@ -95,12 +100,41 @@ class ExpressionModel:
             return cls(**{f.name: stored[f.name] for f in fields(cls)})
 
 
-def draw_model(rng: np.random.Generator, type_share: F64) -> ExpressionModel:
+def draw_model(
+    rng: np.random.Generator, type_share: F64, n_genes: int = N_GENES, species: Species = "human"
+) -> ExpressionModel:
     """The model of one donor: the common biology and the donor's own factors from `rng`.
 
-    `type_share` (T,) is the make-up of the donor's tissue: what is ambient in it comes from it.
+    `type_share` (T,) is the make-up of the donor's tissue: what is ambient in it comes from it. A
+    gene is of the same biology in every panel that has it.
     """
-    symbols = np.array(genes())
+    columns = np.array(chosen_genes(n_genes))
+    base, marker, state_slope, niche_slope, phase = (
+        np.take(np.concatenate(parts, axis=-1), columns, axis=-1)
+        for parts in zip(_base_biology(), _more_biology(max(n_genes - N_GENES, 0)), strict=True)
+    )
+    donor = DONOR_LOG_SPREAD * rng.standard_normal(max(n_genes, N_GENES))[columns]
+    common = type_share @ np.exp(base + marker + donor)
+    return ExpressionModel(
+        genes=np.array(genes(n_genes, species)),
+        types=np.array(TYPES),
+        phases=np.array(PHASES),
+        base=base,
+        marker=marker,
+        state_slope=state_slope,
+        niche_slope=niche_slope,
+        phase=phase,
+        phase_depth=np.array(PHASE_DEPTH),
+        donor=donor,
+        concentration=np.array(CONCENTRATION),
+        ambient=common / common.sum(),
+        ambient_share=np.array(AMBIENT_SHARE),
+    )
+
+
+def _base_biology() -> tuple[F64, F64, F64, F64, F64]:
+    """base (G,), marker, state_slope, niche_slope (T, G) and phase (P, G) of the usual panel."""
+    symbols = np.array(base_genes())
     biology = np.random.default_rng(_BIOLOGY_SEED)
     n_types, n_genes = len(TYPES), len(symbols)
 
@@ -123,22 +157,19 @@ def draw_model(rng: np.random.Generator, type_share: F64) -> ExpressionModel:
             folds(PYKNOTIC_UP, PYKNOTIC_LOG_FOLD),
         ]
     )
-    donor = DONOR_LOG_SPREAD * rng.standard_normal(n_genes)
-    common = type_share @ np.exp(base + marker + donor)
-    return ExpressionModel(
-        genes=symbols,
-        types=np.array(TYPES),
-        phases=np.array(PHASES),
-        base=base,
-        marker=marker,
-        state_slope=state_slope,
-        niche_slope=niche_slope,
-        phase=phase,
-        phase_depth=np.array(PHASE_DEPTH),
-        donor=donor,
-        concentration=np.array(CONCENTRATION),
-        ambient=common / common.sum(),
-        ambient_share=np.array(AMBIENT_SHARE),
+    return base, marker, state_slope, niche_slope, phase
+
+
+def _more_biology(n_genes: int) -> tuple[F64, F64, F64, F64, F64]:
+    """The same of the invented genes: rare, and markers of nothing."""
+    drawn = np.random.default_rng([_BIOLOGY_SEED, 1]).standard_normal((n_genes, 1 + 2 * len(TYPES)))
+    state, niche = drawn[:, 1:].T.reshape(2, len(TYPES), n_genes)
+    return (
+        MORE_LOG_MEAN + BASE_LOG_SPREAD * drawn[:, 0],
+        np.zeros((len(TYPES), n_genes)),
+        STATE_LOG_FOLD_OF_TYPE * state,
+        NICHE_LOG_FOLD_OF_TYPE * niche,
+        np.zeros((len(PHASES), n_genes)),
     )
 
 

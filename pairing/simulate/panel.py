@@ -1,8 +1,14 @@
-"""The simulated gene panel: human symbols, invented Ensembl ids, and every kind of control."""
+"""Simulated gene panels: real symbols, invented Ensembl ids, and every kind of control."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+Species = Literal["human", "mouse"]
+_ENSEMBL_PREFIX: dict[Species, str] = {"human": "ENSG", "mouse": "ENSMUSG"}
 
 # Symbols of real panels; what they stand for here is in biology.py, not in any atlas.
 MARKERS: dict[str, str] = {
@@ -120,27 +126,56 @@ class Feature:
     kind: ControlKind | None
 
 
-def genes() -> tuple[str, ...]:
-    """Symbols in alphabetical order, as the matrix has them."""
+@cache
+def base_genes() -> tuple[str, ...]:
+    """Human symbols of the usual panel in alphabetical order, as the matrix has them."""
     programmes = (STATE_UP, STATE_DOWN, NICHE_UP, NICHE_DOWN, PYKNOTIC_UP)
     lists = [*MARKERS.values(), *LINEAGES.values(), *programmes, LOOKALIKES, CUSTOM, OTHERS]
     return tuple(sorted(symbol for words in lists for symbol in words.split()))
 
 
-def features() -> tuple[Feature, ...]:
+N_GENES = len(base_genes())
+MIN_GENES = N_GENES - len(OTHERS.split())
+
+
+def chosen_genes(n_genes: int) -> list[int]:
+    """Numbers of a panel's genes, in alphabetical order of their symbols.
+
+    Below N_GENES the base genes, those above invented ones. A smaller panel lacks genes that tell
+    nothing of a cell's type; a larger one has them all, and more. One number is one gene in all.
+    """
+    base = base_genes()
+    spare = [base.index(symbol) for symbol in OTHERS.split()]
+    left_out = set(spare[::-1][: max(N_GENES - n_genes, 0)])
+    numbers = [number for number in range(max(n_genes, N_GENES)) if number not in left_out]
+    return sorted(numbers, key=human_symbol)
+
+
+def human_symbol(number: int) -> str:
+    base = base_genes()
+    return base[number] if number < len(base) else f"SIMG{number - len(base) + 1:04d}"
+
+
+def genes(n_genes: int = N_GENES, species: Species = "human") -> tuple[str, ...]:
+    """Symbols of a panel as the matrix has them; mouse symbols have one capital."""
+    symbols = [human_symbol(number) for number in chosen_genes(n_genes)]
+    return tuple(symbols if species == "human" else [s[0] + s[1:].lower() for s in symbols])
+
+
+def features(n_genes: int = N_GENES, species: Species = "human") -> tuple[Feature, ...]:
     """All rows of the matrix: genes, then each kind of control."""
-    symbols = genes()
-    custom = set(CUSTOM.split())
+    custom = {base_genes().index(symbol) for symbol in CUSTOM.split()}
     rows: list[Feature] = []
     codeword = 0
-    for i, symbol in enumerate(symbols):
+    named = zip(chosen_genes(n_genes), genes(n_genes, species), strict=True)
+    for i, (number, symbol) in enumerate(named):
         n = 2 if i % DOUBLE_CODEWORD_EVERY == 0 else 1
         rows.append(
             Feature(
-                # Real ids end below ENSG000004: none of these is taken for one of them.
-                id=f"ENSG{900000 + i:011d}",
+                # Real ids end below ENSG000004 and ENSMUSG000002: none of these is one of them.
+                id=f"{_ENSEMBL_PREFIX[species]}{900000 + number:011d}",
                 name=symbol,
-                category="custom_gene" if symbol in custom else "predesigned_gene",
+                category="custom_gene" if number in custom else "predesigned_gene",
                 feature_type="Gene Expression",
                 codewords=tuple(range(codeword, codeword + n)),
                 kind=None,
@@ -153,3 +188,8 @@ def features() -> tuple[Feature, ...]:
             rows.append(Feature(name, name, kind.category, kind.feature_type, (codeword,), kind))
             codeword += 1
     return tuple(rows)
+
+
+def species_of(ids: Iterable[str]) -> Species:
+    """Whose genes have these ids."""
+    return "mouse" if any(id_.startswith(_ENSEMBL_PREFIX["mouse"]) for id_ in ids) else "human"

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from pairing.simulate.panel import MIN_GENES, N_GENES, Species
 from shards.schema import Record
 
 MIN_CELLS_OF_DONOR = 20
@@ -34,6 +35,13 @@ class BundleParams(Record):
         if self.protein and self.layout != "xoa-4.0":
             raise ValueError("protein: XOA has it since 4.0")
         return self
+
+
+class PanelParams(Record):
+    """The genes that the run measures, of one species: `panel.chosen_genes` says which."""
+
+    n_genes: int = Field(default=N_GENES, ge=MIN_GENES, le=10_000)
+    species: Species = "human"
 
 
 class SlideParams(Record):
@@ -71,6 +79,7 @@ class SimulationParams(Record):
     seed: int = Field(default=0, ge=0)
     donor_seed: int | None = Field(default=None, ge=0)
     n_donors: int = Field(default=1, ge=1, le=64)
+    panel: PanelParams = PanelParams()
     bundle: BundleParams = BundleParams()
     slide: SlideParams = SlideParams()
 

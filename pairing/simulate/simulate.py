@@ -20,7 +20,7 @@ from pairing.simulate.mapping import mapper
 from pairing.simulate.molecules import CellStates
 from pairing.simulate.mount import given_alignment, mount, scan
 from pairing.simulate.panel import features
-from pairing.simulate.params import SimulationParams
+from pairing.simulate.params import PanelParams, SimulationParams
 from pairing.simulate.pictures import write_he
 from pairing.simulate.pieces import draw_next_section, draw_section
 from pairing.simulate.render import Mounted
@@ -71,13 +71,13 @@ def _simulate_into(folder: Path, scratch: Path, params: SimulationParams, worker
     donor_seed = params.seed if params.donor_seed is None else params.donor_seed
     map_blocks = mapper(workers)
     tissue = draw_section(place, params.n_cells, params.n_donors)
-    models, states = _draw_molecules(tissue, donor_seed, params.n_donors)
+    models, states = _draw_molecules(tissue, donor_seed, params.n_donors, params.panel)
     in_dapi = tissue.nuclei.in_dapi
     scene = Scene(
         tissue=tissue,
         states=states,
         models=models,
-        features=features(),
+        features=features(params.panel.n_genes, params.panel.species),
         nucleus_number=np.where(in_dapi, np.cumsum(in_dapi), 0),
         stains=params.bundle.stains,
         seed=params.seed,
@@ -117,14 +117,15 @@ def _quality(codec: str, jpeg_quality: int) -> int:
 
 
 def _draw_molecules(
-    tissue: Tissue, donor_seed: int, n_donors: int
+    tissue: Tissue, donor_seed: int, n_donors: int, panel: PanelParams
 ) -> tuple[list[ExpressionModel], CellStates]:
     cells = tissue.cells
     models = []
     for donor in range(n_donors):
         mine = cells.type_index[cells.donor == donor]
         share = np.bincount(mine, minlength=N_TYPES) / max(len(mine), 1)
-        models.append(draw_model(np.random.default_rng([donor_seed, 1, donor]), share))
+        rng = np.random.default_rng([donor_seed, 1, donor])
+        models.append(draw_model(rng, share, panel.n_genes, panel.species))
     states = CellStates(
         type_index=cells.type_index,
         state=cells.state,

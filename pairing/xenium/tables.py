@@ -15,7 +15,8 @@ from shards.errors import BadInput
 from shards.schema import Gene
 
 CELL_COLUMNS = ("cell_id", "x_um", "y_um", "cell_area_um2", "nucleus_area_um2", "n_nuclei")
-_ENSEMBL = re.compile(r"ENS[A-Z]*G\d{11}")
+# Without the version behind the dot, which moves from release to release.
+_ENSEMBL = re.compile(r"(ENS[A-Z]*G\d{11})(\.\d+)?")
 
 
 def check_cells(path: Path, cells: pd.DataFrame) -> None:
@@ -75,12 +76,12 @@ def row_of_cell(
 
 
 def genes_of(path: Path, symbols: Iterable[str], ids: Iterable[str]) -> tuple[Gene, ...]:
-    """Genes by symbol, with the identifier where it is an Ensembl one.
+    """Genes by symbol, with the identifier, less its version, where it is an Ensembl one.
 
     Raises BadInput where two genes share a symbol: transcripts name their gene by symbol alone.
     """
     genes = tuple(
-        Gene(symbol=symbol, ensembl=id_ if _ENSEMBL.fullmatch(id_) else None)
+        Gene(symbol=symbol, ensembl=told[1] if (told := _ENSEMBL.fullmatch(id_)) else None)
         for symbol, id_ in zip(symbols, ids, strict=True)
     )
     twice = pd.Series([gene.symbol for gene in genes], dtype=object)

@@ -81,7 +81,6 @@ donor = ""
         "filters.drop_flags.1",
         "filters.pen_above",
         "split",
-        "split.hold_out",
         "runs.1.id",
         "runs.1.xenium",
         "runs.1.alignment",

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows.config import RunConfig
-from flows.conflicts import RunOnSlide, overlaps, same_bundles
+from flows.config import RunConfig, SplitSection
+from flows.conflicts import RunOfCells, RunOnSlide, other_donors, overlaps, same_bundles
 from shards.errors import BadInput, BadInputs
 
 
@@ -32,7 +32,7 @@ def morphology(run: str, donor: str = "D1") -> RunConfig:
     ],
 )
 def test_one_bundle_in_two_runs_fails_both(runs: list[tuple[RunConfig, str]], words: str) -> None:
-    found = same_bundles([*runs, (he("c", "D3"), "y")])
+    found = same_bundles([*runs, (he("c", "D3"), "y")], SplitSection())
     assert set(found) == {"a", "b"}
     for fault in found.values():
         assert isinstance(fault, BadInput)
@@ -42,17 +42,37 @@ def test_one_bundle_in_two_runs_fails_both(runs: list[tuple[RunConfig, str]], wo
 
 
 def test_a_bundle_with_its_slide_and_as_morphology_is_fine() -> None:
-    assert same_bundles([(he("a"), "x"), (morphology("b"), "x"), (he("c"), "y")]) == {}
+    assert (
+        same_bundles([(he("a"), "x"), (morphology("b"), "x"), (he("c"), "y")], SplitSection()) == {}
+    )
+
+
+def test_two_names_of_one_donor_are_no_conflict() -> None:
+    runs = [(he("a", "P left"), "x"), (morphology("b", "P right"), "x")]
+    assert set(same_bundles(runs, SplitSection())) == {"a", "b"}
+    assert same_bundles(runs, SplitSection(aliases={"P": ("P left", "P right")})) == {}
+
+
+def test_files_of_donors_say_the_same_of_each_cell_of_a_bundle() -> None:
+    def run(name: str, bundle: str, **donor_of: str) -> RunOfCells:
+        several = RunConfig(id=name, xenium=Path(name), image="morphology", donors=Path("c.csv"))
+        return RunOfCells(several, bundle, donor_of)
+
+    a = run("a", "x", one="D1", two="D2", three="D3")
+    assert other_donors([a, run("b", "x", one="D1", four="D9"), run("c", "y", one="D7")]) == {}
+    found = other_donors([a, run("b", "x", one="D1", two="D4"), run("c", "y", one="D7")])
+    assert set(found) == {"a", "b"}
+    assert "1 of 2 cells have other donors, the first is two: 'D2' and 'D4'" in str(found["a"])
 
 
 def test_donors_by_file_stand_against_one_donor() -> None:
     several = RunConfig(id="b", xenium=Path("b"), image="morphology", donors=Path("cores.csv"))
-    found = same_bundles([(he("a"), "x"), (several, "x")])
+    found = same_bundles([(he("a"), "x"), (several, "x")], SplitSection())
     assert "'D1' and of cores.csv" in str(found["a"])
 
 
 def test_three_runs_of_one_bundle_tell_of_each_pair() -> None:
-    found = same_bundles([(he("a"), "x"), (he("b"), "x"), (he("c", "D2"), "x")])
+    found = same_bundles([(he("a"), "x"), (he("b"), "x"), (he("c", "D2"), "x")], SplitSection())
     assert all(isinstance(f, BadInputs) and len(f.faults) == 2 for f in found.values())
     assert set(found) == {"a", "b", "c"}
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -96,3 +99,22 @@ def test_a_broken_record_is_told(tmp_path: Path) -> None:
     (tmp_path / "cellpair.json").write_text("{")
     with pytest.raises(BadInput, match=r"cellpair\.json"):
         claim_out(tmp_path, "pilot", ())
+
+
+# Rights alone stop no test that is run as root: the system is made to say no.
+@pytest.mark.parametrize(
+    ("number", "words"), [(errno.EROFS, "a read-only file system"), (errno.EACCES, "denied")]
+)
+def test_a_folder_that_is_read_only_is_told_and_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str
+) -> None:
+    claim_out(tmp_path, "pilot", ())
+    before = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+
+    def refused(**where: Path) -> None:
+        raise OSError(number, os.strerror(number), str(where["dir"]))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refused)
+    with pytest.raises(BadInput, match=f"{words}.*\n.*set out to another folder"):
+        claim_out(tmp_path, "pilot", ())
+    assert {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == before

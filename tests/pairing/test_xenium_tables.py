@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from pairing.xenium import open_xenium
+from pairing.xenium.tables import genes_of
 from tests.pairing.handmade import CELL_IDS, CONTROLS, LURES, Bundle, counted
 
 
@@ -104,3 +105,15 @@ def test_rings_in_pieces_and_rings_that_enclose_nothing(bundle: Bundle) -> None:
     assert (nuclei.loc[4, "area_um2"], nuclei.loc[4, "x_um"]) == (0, pytest.approx(34 / 3))
     assert nuclei.loc[5, "polygon"].is_valid
     assert 0 < nuclei.loc[5, "area_um2"] < 16
+
+
+def test_ensembl_ids_lose_their_versions() -> None:
+    told = {
+        "ENSG00000141510.18": "ENSG00000141510",
+        "ENSMUSG00000059552": "ENSMUSG00000059552",
+        "ENSG00000182378.14_PAR_Y": None,  # a gene of its own, which no other bundle names so
+        "custom.1": None,
+        "": None,
+    }
+    genes = genes_of(Path("outs"), [f"G{i}" for i in range(len(told))], told)
+    assert [gene.ensembl for gene in genes] == list(told.values())

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -112,8 +113,7 @@ def lose_the_dataset(root: Path) -> None:
     path.unlink()
 
 
-# The lambdas index `object`: JSON that is known to be of another kind, hence their ignores.
-def edit_the_dataset(root: Path, change: Callable[[dict[str, object]], None]) -> None:
+def edit_the_dataset(root: Path, change: Callable[[dict[str, Any]], None]) -> None:
     pointer = json.loads((root / "dataset.json").read_text())
     path = root / pointer["dataset"]
     dataset = json.loads(path.read_text())
@@ -121,15 +121,14 @@ def edit_the_dataset(root: Path, change: Callable[[dict[str, object]], None]) ->
     path.write_text(json.dumps(dataset, indent=1, ensure_ascii=False))
 
 
-# What lies in a dataset's JSON is any object to mypy: the edits of both know better.
 def move_a_donor_to_another_split(root: Path) -> None:
-    edit_the_dataset(root, lambda d: d["donors"].update(D1="test"))  # type: ignore[attr-defined]
+    edit_the_dataset(root, lambda d: d["donors"].update(D1="test"))
 
 
 def list_a_shard_twice(root: Path) -> None:
     edit_the_dataset(
         root,
-        lambda d: d["shards"]["test"].append(d["shards"]["train"][0]),  # type: ignore[index]
+        lambda d: d["shards"]["test"].append(d["shards"]["train"][0]),
     )
 
 
@@ -264,14 +263,19 @@ def test_a_person_in_two_splits_is_found(tmp_path: Path) -> None:
         assert bool(found) == straddles
 
 
-def test_a_dataset_of_the_first_version_is_still_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_dataset_of_an_earlier_version_is_still_read(tmp_path: Path, version: int) -> None:
     write_tiny_dataset(tmp_path)
 
-    def to_version_1(dataset: dict[str, object]) -> None:
-        dataset["schema_version"] = 1
-        del dataset["aliases"]
+    def to_earlier(dataset: dict[str, Any]) -> None:
+        dataset["schema_version"] = version
+        for key in ("unions", "hold_out", "held_out", *(("aliases",) if version == 1 else ())):
+            del dataset[key]
+        for run in dataset["runs"]:
+            for key in ("source_id", "donors", "section"):
+                del run[key]
 
-    edit_the_dataset(tmp_path, to_version_1)
+    edit_the_dataset(tmp_path, to_earlier)
     dataset, _ = read_dataset(tmp_path)
     assert dataset.aliases == {}
     assert validate(tmp_path) == []

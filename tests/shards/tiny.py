@@ -98,14 +98,15 @@ def write_tiny_dataset(
     n_flagged: int | None = None,
     panel: Panel | None = None,
     version: Literal[1, 2] = 2,
+    parents: dict[str, str] | None = None,
     changed: Callable[[list[Sample]], list[Sample]] = lambda samples: samples,
 ) -> Path:
     """One run a donor, under `root`, laid out as `curate` lays it out; returns `root`.
 
     `n_not_assessed` is what the totals say of samples without a registration error (all lack it).
     `n_flagged` is what they say of samples with the flag pen; None: nothing. `version` is that of
-    the manifests and of the tables beside their shards.
-    `changed` makes of each donor's samples what is written.
+    the manifests and of the tables beside their shards. `parents` are of every shard set. `changed`
+    makes of each donor's samples what is written.
     """
     donors = donors or {"D1": "train", "D2": "train", "D3": "test"}
     panel = panel or tiny_panel()
@@ -125,7 +126,7 @@ def write_tiny_dataset(
                 stage="shards",
                 stage_version=1,
                 config={"donor": donor, "seed": seed, "n": n_per_donor, "max": max_samples},
-                parents={},
+                parents=parents or {},
                 inputs={},
             ),
             partial(_write_set, run, panel, samples, totals, max_samples, version),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from shards.errors import BadInput
 from shards.schema import Gene, Panel
+from shards.vocabulary import Vocabulary
 from trainer.batch import (
     Batch,
     GenePlaces,
@@ -17,7 +18,6 @@ from trainer.batch import (
     dense_counts,
     dense_neighbors,
 )
-from trainer.vocabulary import Vocabulary
 
 CPU = torch.device("cpu")
 N_GENES = 6

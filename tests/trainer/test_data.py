@@ -16,13 +16,13 @@ import torch
 from shards.errors import BadInput
 from shards.schema import Gene, Panel
 from shards.stream import read_stream
+from shards.vocabulary import Vocabulary
 from shards.write import Sample
 from tests.shards.tiny import tiny_panel, tiny_samples, write_tiny_dataset
 from tests.trainer.batches import assert_same, copied
 from trainer.batch import dense_counts, dense_neighbors
 from trainer.config import PRESETS, DataLoadingConfig
 from trainer.data import Loader
-from trainer.vocabulary import Vocabulary
 
 CPU = torch.device("cpu")
 CONFIG = DataLoadingConfig.model_validate(PRESETS["small"]["data_loading"])

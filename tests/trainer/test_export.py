@@ -12,6 +12,7 @@ import timm
 import torch
 
 from shards.errors import BadInput
+from shards.vocabulary import Vocabulary
 from trainer.checkpoint import (
     CheckpointWriter,
     TrainState,
@@ -21,7 +22,6 @@ from trainer.checkpoint import (
 from trainer.export import export_image_tower, main
 from trainer.model import PairModel
 from trainer.towers import ImageTower
-from trainer.vocabulary import Vocabulary
 
 from .conftest import TinyConfig
 

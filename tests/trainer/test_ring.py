@@ -19,11 +19,11 @@ import pytest
 
 from shards.errors import BadInput
 from shards.stream import read_stream
+from shards.vocabulary import Vocabulary
 from tests.trainer.batches import assert_same, copied
 from trainer.batch import Batch
 from trainer.config import PRESETS, DataLoadingConfig
 from trainer.data import Loader, Step
-from trainer.vocabulary import Vocabulary
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = DataLoadingConfig.model_validate(PRESETS["small"]["data_loading"])
@@ -99,7 +99,7 @@ from pathlib import Path
 from shards.stream import read_stream
 from trainer.config import PRESETS, DataLoadingConfig
 from trainer.data import Loader
-from trainer.vocabulary import Vocabulary
+from shards.vocabulary import Vocabulary
 
 stream = read_stream([Path(sys.argv[1])], "train")
 loader = Loader(stream, Vocabulary.union(stream.panels))

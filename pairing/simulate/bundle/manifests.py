@@ -14,10 +14,13 @@ from pairing.simulate.bundle.layouts import TRAITS, LayoutFeatures, is_since
 from pairing.simulate.bundle.matrix import PROTEINS
 from pairing.simulate.bundle.morphology import Z_STEP_UM
 from pairing.simulate.bundle.transcripts import Tally
+from pairing.simulate.panel import Species, species_of
 from pairing.simulate.params import BundleParams
 from pairing.simulate.section import PIXEL_UM
 
-_DESIGN = {"design_id": "simulated_v1", "name": "Simulated human panel"}
+
+def _design(species: Species) -> dict[str, str]:
+    return {"design_id": "simulated_v1", "name": f"Simulated {species} panel"}
 
 
 def gene_panel(names: LayoutFeatures) -> dict[str, Any]:
@@ -34,7 +37,8 @@ def gene_panel(names: LayoutFeatures) -> dict[str, Any]:
         for f, is_gene in zip(names.features, names.is_gene, strict=True)
     ]
     n_genes = int(names.is_gene.sum())
-    panel = {"identity": _DESIGN, "num_gene_targets": n_genes, "species": "human"}
+    species = species_of(f.id for f in names.features)
+    panel = {"identity": _design(species), "num_gene_targets": n_genes, "species": species}
     return {"metadata": {"schema": "gene_panel"}, "payload": {"panel": panel, "targets": targets}}
 
 
@@ -106,6 +110,7 @@ def experiment(
         digest = hashlib.sha256(f"{name}/{role}".encode()).digest()
         return str(UUID(bytes=digest[:16], version=4))
 
+    species = species_of(f.id for f in names.features)
     n_custom = int((names.category == "custom_gene").sum())
     manifest = {
         "major_version": traits.format_version, "minor_version": 0, "patch_version": 0,
@@ -115,8 +120,8 @@ def experiment(
         "transcripts_per_cell": figures.transcripts_per_cell,
         "transcripts_per_100um": figures.transcripts_per_100um2,
         "cassette_name": "simulated", "slide_id": "0000000",
-        "panel_design_id": _DESIGN["design_id"],
-        "panel_name": _DESIGN["name"], "panel_organism": "Human",
+        "panel_design_id": _design(species)["design_id"],
+        "panel_name": _design(species)["name"], "panel_organism": species.capitalize(),
         "panel_tissue_type": "Simulated",
         "panel_num_targets_predesigned": int(names.is_gene.sum()) - n_custom,
         "panel_num_targets_custom": n_custom,
