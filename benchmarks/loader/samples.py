@@ -28,10 +28,10 @@ Image = npt.NDArray[np.uint8]
 def dataset(root: Path, n_samples: int) -> Path:
     """`n_samples` in `N_RUNS` runs of one donor each, made where `root` does not have them yet."""
     panel = Panel.of("human", [Gene(symbol=f"GENE{i}", ensembl=None) for i in range(N_GENES)])
-    return publish_runs(root, panel, PATCH, [n_samples // N_RUNS] * N_RUNS, _samples, 1024)
+    return publish_runs(root, panel, PATCH, [n_samples // N_RUNS] * N_RUNS, samples, 1024)
 
 
-def _samples(panel: Panel, donor: str, n: int, seed: int) -> Iterator[Sample]:
+def samples(panel: Panel, donor: str, n: int, seed: int) -> Iterator[Sample]:
     rng = np.random.default_rng(seed)
     pictures = _pictures(rng)
     for i in range(n):
