@@ -14,7 +14,7 @@ from typing import Any
 from flows.failures import DONE, FAULTS_FOUND, exit_code_of, words_of
 from flows.options import parse
 from flows.stopping import done_with, end_at_once, stopping_on_signals
-from shards.errors import BadInput
+from shards.errors import BadInput, not_there_yet
 
 log = logging.getLogger("cellpair")
 
@@ -273,6 +273,36 @@ def _evaluate(args: argparse.Namespace) -> int:
     return DONE
 
 
+# Options of `export` that say something of one layout alone.
+_OF_LAYOUT = {"top_k": "openclip", "outlines": "spatialdata", "xenium": "spatialdata"}
+
+
+def _export(args: argparse.Namespace) -> int:
+    if args.to == "bags" or args.checkpoint is not None:
+        what = "bags of patch features by a checkpoint"
+        raise not_there_yet("cellpair export", what, "export the patches by --to openclip")
+    for name, layout in _OF_LAYOUT.items():
+        if getattr(args, name) and args.to != layout:
+            raise BadInput(
+                f"--{name.replace('_', '-')}",
+                expected=f"with --to {layout}",
+                found=f"--to {args.to}",
+                remedy="leave the option out",
+            )
+    from flows.export.command import export
+
+    return export(
+        args.dataset,
+        args.to,
+        args.out.resolve(),
+        splits=args.split,
+        runs=args.run,
+        top_k=args.top_k,
+        outlines=args.outlines,
+        bundles=args.xenium,
+    )
+
+
 def _deploy(args: argparse.Namespace) -> int:
     from flows.deploy import deploy
 
@@ -292,6 +322,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "clean": _clean,
     "train": _train,
     "evaluate": _evaluate,
+    "export": _export,
     "deploy": _deploy,
 }
 

@@ -13,7 +13,6 @@ from shards.errors import not_there_yet
 # Commands of the interface that arrive with a later version, and what to do meanwhile.
 _LATER = {
     "predict": "curate a run and use its shards",
-    "export": "read the shards with webdataset and the .parquet beside each tar",
 }
 _BUNDLE = "its folder, zip or SpatialData store"
 _ALIGNMENT = "auto (default), or 10x matrix or keypoints of this slide, to be refined"
@@ -105,6 +104,8 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     p.add_argument("checkpoint", type=Path, help="a folder below checkpoints/ of a training")
     p.add_argument("dataset", type=Path, help="the folder that `curate` wrote")
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="for figures and page")
+
+    _add_export(add("export", "a dataset for other tools: scanpy, SpatialData, open_clip"))
 
     p = add("deploy", "register the Prefect deployments with these configs")
     p.add_argument("curate", type=Path, metavar="CURATE.toml", help="default of curate/xenium")
@@ -224,6 +225,36 @@ def _add_segment(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--labels", action="store_true", help="the label image as TIFF too")
     _add_runtime(p)
+
+
+def _add_export(p: argparse.ArgumentParser) -> None:
+    p.add_argument("dataset", type=Path, help="the folder that `curate` wrote")
+    p.add_argument(
+        "--to",
+        required=True,
+        choices=("spatialdata", "h5ad", "openclip", "bags"),
+        help="a store a run, a file a species, tars with gene sentences a split; bags: not there "
+        "yet",
+    )
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    p.add_argument(
+        "--split", action="append", choices=("train", "val", "test"), default=[],
+        help="this split only; may be repeated",
+    )  # fmt: skip
+    p.add_argument("--run", action="append", default=[], help="this run only; may be repeated")
+    p.add_argument(
+        "--top-k", type=_at_least_one, metavar="N", help="openclip: genes of a sentence (50)"
+    )
+    p.add_argument(
+        "--outlines",
+        choices=("instrument", "circles"),
+        help="spatialdata: of cells, from the bundles (default), or of their areas without them",
+    )
+    p.add_argument(
+        "--xenium", action="append", type=Path, default=[], metavar="BUNDLE",
+        help="spatialdata: a bundle that lies elsewhere now, told by its content; may be repeated",
+    )  # fmt: skip
+    p.add_argument("--checkpoint", type=Path, metavar="C", help="bags: whose features")
 
 
 def _add_json(p: argparse.ArgumentParser) -> None:

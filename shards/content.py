@@ -55,6 +55,18 @@ class ContentHashes:
             return digest([[str(p.relative_to(path)), sha256] for p, sha256 in hashes.items()])
         return hashes[path][:20]
 
+    def paths(self) -> list[Path]:
+        """The files whose hashes are remembered, wherever they are now."""
+        return [Path(key.rsplit("|", 2)[0]) for key in self._known]
+
+    def remembered(self, path: Path) -> str | None:
+        """As `of`, from memory alone; None where a file is gone, or not as it is remembered."""
+        try:
+            seen = _look_at(path)
+        except BadInput:
+            return None
+        return self.of(path) if all(_key(p, s) in self._known for p, s in seen.items()) else None
+
     def check_unchanged(self, path: Path) -> None:
         """Raise BadInput where a file has another size or time than when it was hashed."""
         now = _look_at(path)

@@ -230,11 +230,11 @@ def unpacked(data: memoryview, span: Span, shard: Shard, row: int) -> Pair | Bad
         if counts_size:
             content = data[counts_at : counts_at + counts_size]
             crc = zlib.crc32(content, crc)  # the faster of the two on little
-            counts = _npy_rows(content, 2)
+            counts = npy_rows(content, 2)
         if neighbors_size:
             content = data[neighbors_at:size]
             crc = deflate_crc32(content, crc)  # type: ignore[arg-type]  # as above
-            neighbors = _npy_rows(content, 3)
+            neighbors = npy_rows(content, 3)
     except (ValueError, IndexError):
         damaged = True
     else:
@@ -253,7 +253,7 @@ _U2: Final = np.dtype("<u2")
 _U4: Final = np.dtype("<u4")
 
 
-def _npy_rows(content: memoryview, n_rows: int) -> npt.NDArray[np.unsignedinteger[Any]]:
+def npy_rows(content: memoryview, n_rows: int) -> npt.NDArray[np.unsignedinteger[Any]]:
     # Version 1.0 of the npy format, whose header length is bytes 8 and 9 and whose header begins
     # with the type; the general reader of numpy evaluates the header and costs 25 times this.
     start = 10 + content[8] + 256 * content[9]

@@ -23,8 +23,12 @@ def publish_runs(
     sizes: Sequence[int],
     samples: Samples,
     max_samples: int,
+    parents: Callable[[Path, int], dict[str, str]] = lambda runs, n: {},
 ) -> Path:
-    """Runs of so many samples, one donor each, all to train on; left where they are already."""
+    """Runs of so many samples, one donor each, all to train on; left where they are already.
+
+    `parents` makes the artifacts, in the folder of a run of so many samples, that its shards name.
+    """
     if (root / POINTER_FILE).exists():
         return root
     write_atomically(root / panel_path(panel.panel_id), panel.model_dump_json().encode())
@@ -34,7 +38,11 @@ def publish_runs(
         folder, record, _ = build_artifact(
             root / "runs" / run / "shards",
             Identity(
-                stage="shards", stage_version=1, config={"run": run, "n": n}, parents={}, inputs={}
+                stage="shards",
+                stage_version=1,
+                config={"run": run, "n": n},
+                parents=parents(root / "runs" / run, n),
+                inputs={},
             ),
             partial(_write_run, run, panel, patch, samples(panel, donor, n, r), n, max_samples),
             provenance={},

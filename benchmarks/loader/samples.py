@@ -28,10 +28,10 @@ Image = npt.NDArray[np.uint8]
 def dataset(root: Path, n_samples: int, n_of_a_shard: int = 1024) -> Path:
     """`n_samples` in `N_RUNS` runs of one donor each, made where `root` does not have them yet."""
     panel = Panel.of("human", [Gene(symbol=f"GENE{i}", ensembl=None) for i in range(N_GENES)])
-    return publish_runs(root, panel, PATCH, [n_samples // N_RUNS] * N_RUNS, _samples, n_of_a_shard)
+    return publish_runs(root, panel, PATCH, [n_samples // N_RUNS] * N_RUNS, samples, n_of_a_shard)
 
 
-def _samples(panel: Panel, donor: str, n: int, seed: int) -> Iterator[Sample]:
+def samples(panel: Panel, donor: str, n: int, seed: int) -> Iterator[Sample]:
     rng = np.random.default_rng(seed)
     pictures = _pictures(rng)
     for i in range(n):

@@ -20,7 +20,7 @@ from shards.errors import BadInput, BadInputs
 
 COMMANDS = (
     *("demo", "simulate", "init", "curate", "segment", "info", "check", "clean", "train"),
-    *("evaluate", "deploy"),
+    *("evaluate", "export", "deploy"),
 )
 FAULT = BadInput("file", expected="one thing", found="another", remedy="mend it")
 
@@ -55,7 +55,7 @@ def test_usage_is_told(command: str, words: str, capsys: pytest.CaptureFixture[s
     assert words in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["predict a b", "export d"])
+@pytest.mark.parametrize("command", ["predict a b", "export d --to bags --out o"])
 def test_what_is_not_there_yet_says_so(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command.split()) == 2
     assert "not there yet" in capsys.readouterr().err

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -99,20 +99,25 @@ def write_tiny_dataset(
     panel: Panel | None = None,
     version: Literal[1, 2] = 2,
     parents: dict[str, str] | None = None,
+    panels: Mapping[str, Panel] | None = None,
     changed: Callable[[list[Sample]], list[Sample]] = lambda samples: samples,
 ) -> Path:
     """One run a donor, under `root`, laid out as `curate` lays it out; returns `root`.
 
     `n_not_assessed` is what the totals say of samples without a registration error (all lack it).
     `n_flagged` is what they say of samples with the flag pen; None: nothing. `version` is that of
-    the manifests and of the tables beside their shards. `parents` are of every shard set. `changed`
-    makes of each donor's samples what is written.
+    the manifests and of the tables beside their shards. `panels` names donors whose panel is not
+    `panel`; `parents` are of every shard set. `changed` makes of each donor's samples what is
+    written.
     """
     donors = donors or {"D1": "train", "D2": "train", "D3": "test"}
-    panel = panel or tiny_panel()
-    write_atomically(root / panel_path(panel.panel_id), panel.model_dump_json(indent=1).encode())
+    panel_of = dict.fromkeys(donors, panel or tiny_panel()) | dict(panels or {})
+    paths = {}
     runs, shards = [], {split: [] for split in ("train", "val", "test")}
     for k, (donor, split) in enumerate(donors.items()):
+        panel = panel_of[donor]
+        paths[panel.panel_id] = path = panel_path(panel.panel_id)
+        write_atomically(root / path, panel.model_dump_json(indent=1).encode())
         run = f"run{k}"
         samples = changed(tiny_samples(run, donor, n_per_donor, panel, seed + k))
         noted = {NOT_ASSESSED: n_per_donor if n_not_assessed is None else n_not_assessed}
@@ -150,7 +155,7 @@ def write_tiny_dataset(
     dataset = Dataset.of(
         "tiny",
         runs,
-        {panel.panel_id: panel_path(panel.panel_id)},
+        paths,
         donors,
         {split: tuple(names) for split, names in shards.items()},
     )
