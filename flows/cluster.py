@@ -41,6 +41,7 @@ class Runtime(Record):
     workers: int = os.cpu_count() or 1
     scheduler: str | None = None
     device: str = "auto"
+    runs_at_once: int = 1
 
 
 class BlockMap:
