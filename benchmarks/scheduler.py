@@ -162,7 +162,7 @@ def drive_corpus(limits: Limits, corpus: Corpus, n_workers: int, at_once: Sequen
 
 
 def _cpu_s(process: psutil.Process) -> float:
-    return sum(process.cpu_times()[:2])
+    return float(sum(process.cpu_times()[:2]))
 
 
 def _gb(process: psutil.Process) -> str:

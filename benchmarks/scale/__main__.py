@@ -60,6 +60,7 @@ class Work:
     folder: Path
     n_workers: int
     device: str
+    repeated: bool
     keep: bool
 
     def section(self, n_cells: int) -> Path:
@@ -71,7 +72,7 @@ class Work:
             print(f"simulated {n_cells:,} cells in {time.monotonic() - start_s:.0f} s", flush=True)
         return path
 
-    def repeated(self, n_cells: int) -> Path:
+    def lattice(self, n_cells: int) -> Path:
         """The unit of the lattice as often as it takes, made once."""
         path = self.folder / f"repeated-{n_cells}"
         if not path.exists():
@@ -85,7 +86,7 @@ class Work:
 
     def curated(self, what: str, n_cells: int) -> CurationFigures:
         """The figures of a fresh curation, whose folder is removed again."""
-        section = self.section(n_cells) if what == "full" else self.repeated(n_cells)
+        section = self.lattice(n_cells) if self.repeated else self.section(n_cells)
         out = self.folder / f"out-{what}-{n_cells}"
         shutil.rmtree(out, ignore_errors=True)
         paths = {
@@ -161,10 +162,14 @@ def main() -> int:
     parser.add_argument("--cells", type=int, help="of the large one")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--device", default="cpu", choices=("auto", "cpu", "cuda"))
+    parser.add_argument(
+        "--repeated", action="store_true", help="full: repeat 20,000 cells, not simulate so many"
+    )
     parser.add_argument("--keep", action="store_true", help="the folders that were curated")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    work = Work(args.work.resolve(), args.workers, args.device, args.keep)
+    repeated = args.repeated or args.what == "million"
+    work = Work(args.work.resolve(), args.workers, args.device, repeated, args.keep)
     n_large = args.cells or CELLS[args.what]
     runs = [work.curated(args.what, n) for n in (SMALL, n_large, SMALL)]
     before, large, after = runs

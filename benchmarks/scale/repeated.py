@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import cv2
 import h5py
@@ -36,7 +36,7 @@ from segmentation.outlines import NUCLEI_SCHEMA
 
 TRUE_NUCLEI = "he_nuclei.parquet"
 
-_LAYOUT = "xoa-3.0"
+_LAYOUT: Final = "xoa-3.0"
 _TILE_PX, _CHUNK_PX = 512, 1024
 # 5 tiles of the slide are as wide as 3 chunks of the masks.
 _MPP = 1.2 * PIXEL_UM
@@ -75,7 +75,8 @@ class _Lattice:
     def places(self) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
         """Number of each copy, and (x, y) how many steps it lies from the first."""
         for i in range(self.n):
-            yield i, np.array([i % self.n_columns, i // self.n_columns]) * self.steps
+            across, down = self.steps
+            yield i, np.array([i % self.n_columns * across, i // self.n_columns * down])
 
 
 def repeat(unit: Path, out: Path, n_copies: int) -> None:
@@ -88,7 +89,7 @@ def repeat(unit: Path, out: Path, n_copies: int) -> None:
     (aside / "outs").mkdir(parents=True)
     with tifffile.TiffFile(unit / "he.ome.tif") as slide:
         height, width = slide.pages.first.shape[:2]
-    masks = zarr.open_group(
+    masks: Any = zarr.open_group(
         zarr.storage.ZipStore(unit / "outs/cells.zarr.zip", mode="r"), mode="r", zarr_format=2
     )
     rows, columns = masks["masks/0"].shape
@@ -177,7 +178,7 @@ def _write_matrix(unit: Path, out: Path, ids: _Ids) -> None:
         nnz = len(group["data"])
         for name in ("data", "indices"):
             made = target.create_dataset(
-                f"matrix/{name}", (nnz * n_copies,), group[name].dtype, chunks=(1 << 18,),
+                f"matrix/{name}", (nnz * n_copies,), group[name].dtype, chunks=(min(nnz, 1 << 18),),
                 compression="gzip", compression_opts=1,
             )  # fmt: skip
             for copy in range(n_copies):
@@ -217,7 +218,7 @@ def _write_masks(unit: Any, path: Path, lattice: _Lattice, ids: _Ids) -> None:
             _put_polygons(put, unit[f"polygon_sets/{number}"], f"polygon_sets/{number}", lattice,
                           n_cells)  # fmt: skip
             source = unit[f"masks/{number}"]
-            n_labels = len(unit[f"polygon_sets/{number}/cell_index"])
+            n_labels = unit[f"polygon_sets/{number}/cell_index"].shape[0]
             steps = np.array(lattice.steps) * [lattice.n_columns, lattice.n_rows]
             columns, rows = (steps * _STEP_MASK_PX).tolist()
             chunk = (_CHUNK_PX, _CHUNK_PX)
@@ -302,7 +303,7 @@ def _write_slide(unit: Path, path: Path, lattice: _Lattice) -> None:
             subifds=len(_LEVELS), subfiletype=0, **options,
         )  # fmt: skip
         for factor in _LEVELS:
-            small = cv2.resize(
+            small: Any = cv2.resize(
                 whole, (side_x // factor, side_y // factor), interpolation=cv2.INTER_AREA
             )
             shape = (size[1] // factor, size[0] // factor, 3)
@@ -352,6 +353,6 @@ def _write_true_nuclei(unit: Path, path: Path, lattice: _Lattice) -> None:
                 "haematoxylin": np.ones(n),
                 "score": np.ones(n),
                 "flags": pa.array([[]] * n, pa.list_(pa.string())),
-                "polygon_px": pa.array(shapely.to_wkb(moved).tolist(), pa.binary()),
+                "polygon_px": pa.array(list(shapely.to_wkb(moved)), pa.binary()),
             }
             writer.write_table(pa.table(columns, schema=NUCLEI_SCHEMA))

@@ -55,6 +55,7 @@ def cells_of(section: Path, out: Path) -> dict[str, object]:
         return write_cells(out, run, CellsConfig(), "human", he)
 
 
+@pytest.mark.slow
 def test_a_repeated_section_holds_the_unit_as_often(tmp_path: Path) -> None:
     write_unit(tmp_path / "unit", 200, seed=3, workers=1)
     for n in (1, 3):
@@ -72,7 +73,8 @@ def test_a_repeated_section_holds_the_unit_as_often(tmp_path: Path) -> None:
     counts = read_counts(tmp_path / "cells-3", int(three["n_genes"]))  # type: ignore[call-overload]
     assert (counts[:200] != counts[400:]).nnz == 0
     # The last copy lies below the first, and the slide shows the same there.
-    shift_um = (cells[["x_um", "y_um"]][400:].to_numpy() - cells[["x_um", "y_um"]][:200]).to_numpy()
+    um = cells[["x_um", "y_um"]].to_numpy()
+    shift_um = um[400:] - um[:200]
     assert np.ptp(shift_um, axis=0) == pytest.approx([0, 0], abs=1e-2)
     with open_slide(tmp_path / "of-3/he.ome.tif") as slide:
         dx, dy = np.rint(shift_um.mean(axis=0) / slide.mpp).astype(int).tolist()
