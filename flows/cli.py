@@ -73,7 +73,7 @@ def _runtime(args: argparse.Namespace) -> Any:
     from flows.cluster import Runtime
 
     given = {"workers": args.workers, "device": args.device}
-    given["scheduler"] = getattr(args, "scheduler", None)
+    given |= {key: getattr(args, key, None) for key in ("scheduler", "runs_at_once")}
     return Runtime(**{key: value for key, value in given.items() if value is not None})
 
 

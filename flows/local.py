@@ -65,6 +65,7 @@ def run_pipeline(
                 call=call,
                 only=only,
                 partial_dataset=partial_dataset,
+                runs_at_once=runtime.runs_at_once,
             )
             _tell(curated, _write_report(config, curated))
     return curated
@@ -115,11 +116,18 @@ def curate_and_remember(
     call: pipeline.Call = pipeline.direct,
     only: tuple[str, ...] = (),
     partial_dataset: bool = False,
+    runs_at_once: int = 1,
 ) -> pipeline.Curated:
     """The pipeline, and a line in the folder's history of what it reused and made."""
     started, start_s = datetime.now(UTC), time.monotonic()
     curated = pipeline.curate(
-        config, blocks, device=device, call=call, only=only, partial_dataset=partial_dataset
+        config,
+        blocks,
+        device=device,
+        call=call,
+        only=only,
+        partial_dataset=partial_dataset,
+        runs_at_once=runs_at_once,
     )
     append_history(config.out, _entry(curated, started, time.monotonic() - start_s))
     return curated

@@ -189,6 +189,12 @@ def _add_curate(p: argparse.ArgumentParser) -> None:
     p.add_argument("--only", nargs="+", default=[], metavar="RUN", help="only these runs")
     p.add_argument("--partial", action="store_true", help="publish without the runs that failed")
     p.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask scheduler (default: local)")
+    p.add_argument(
+        "--runs-at-once",
+        type=_at_least_one,
+        metavar="N",
+        help="so that many workers never wait for one run (1)",
+    )
     _add_runtime(p)
     one = p.add_argument_group("one run without a config (what was used is DIR/curate.toml)")
     one.add_argument("--xenium", metavar="BUNDLE", help=_BUNDLE)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from flows import conflicts
 from flows.built import Blocks, Built, Call, CuratedRun, direct
@@ -34,6 +36,8 @@ __all__ = [
 ]
 
 log = logging.getLogger("cellpair")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,25 +85,23 @@ def curate(
     call: Call = direct,
     only: tuple[str, ...] = (),
     partial_dataset: bool = False,
+    runs_at_once: int = 1,
 ) -> Curated:
     """Everything from raw runs to the dataset under `config.out`.
 
-    A failed run lets the others finish, but leaves the published dataset where it was, unless
-    `partial_dataset` says otherwise. `only` names the runs to look at; the dataset is then made of
-    these. What exists under its fingerprint is not made again.
+    So many runs are worked on at once, each by a thread, so that one has blocks for the workers
+    while another has none; `blocks` and `call` are then called by several threads. A failed run
+    lets the others finish, but leaves the published dataset where it was, unless `partial_dataset`
+    says otherwise. `only` names the runs to look at; the dataset is then made of these. What exists
+    under its fingerprint is not made again.
     """
     held_out = held_out_of(config)
     everything, failures = plan_runs(config, blocks, device=device, call=call, only=only)
-    for stages in everything:
-        with _collecting(stages.run.id, config.out, failures):
-            stages.register()
+    _each(everything, RunStages.register, runs_at_once, failures)
     planned = _without(everything, failures)
     _add(_overlaps(planned), failures)
     _add(_other_donors(_without(planned, failures)), failures)
-    runs: list[CuratedRun] = []
-    for stages in _without(planned, failures):
-        with _collecting(stages.run.id, config.out, failures):
-            runs.append(stages.finish())
+    runs = _each(_without(planned, failures), RunStages.finish, runs_at_once, failures)
     built = tuple(b for stages in everything for b in stages.built.values())
     if not runs or (failures and not partial_dataset):
         return Curated(tuple(runs), failures, None, built)
@@ -107,6 +109,33 @@ def curate(
     publish_dataset(config.out, dataset)
     log.info("dataset %s: %d pairs", dataset.fingerprint, dataset.totals.kept)
     return Curated(tuple(runs), failures, dataset, built)
+
+
+def _each(
+    planned: list[RunStages],
+    work: Callable[[RunStages], T],
+    at_once: int,
+    failures: dict[str, Exception],
+) -> list[T]:
+    """What `work` returns of each run, in their order, without those that fail meanwhile."""
+    done: dict[str, T] = {}
+
+    def collected(stages: RunStages) -> None:
+        with _collecting(stages.run.id, stages.config.out, failures):
+            done[stages.run.id] = work(stages)
+
+    if at_once == 1:
+        for stages in planned:
+            collected(stages)
+    else:
+        threads = ThreadPoolExecutor(at_once, "run")
+        try:
+            for _ in threads.map(collected, planned):
+                pass
+        finally:
+            # After an interrupt nobody waits for them: they find the cluster closed, and end.
+            threads.shutdown(wait=False, cancel_futures=True)
+    return [done[stages.run.id] for stages in planned if stages.run.id in done]
 
 
 @contextmanager

@@ -9,15 +9,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import pandas as pd
 import pyarrow.parquet as pq
 
 from flows.built import Blocks, Built, Call, CuratedRun, Stage
 from flows.config import RUN_FILES, CurateConfig, RunConfig
 from flows.identities import StageConfigs, identities
 from flows.log import working_on
+from flows.registering import Registering, write_registration_of
 from pairing import cells, pack, patches
 from pairing.annotations import donors_named, donors_of_cells, labels_of_cells
 from pairing.geometry import Affine, Points
@@ -29,13 +27,12 @@ from pairing.registration.record import (
     judged,
     read_cell_errors,
     read_registration,
-    write_registration,
 )
-from pairing.registration.stage import register_run
 from pairing.slide import open_slide
 from pairing.warp import Warp
 from pairing.xenium import open_xenium
 from segmentation.config import NUCLEI_FILE
+from segmentation.maps import Tasks
 from shards.artifact import Identity, Make, build_artifact, find_artifact
 from shards.content import ContentHashes
 from shards.dataset import read_record
@@ -152,32 +149,19 @@ class RunStages:
     def _write_registration(self, out: Path, kept: Path) -> dict[str, Any]:
         assert self.run.slide is not None
         assert self.run.alignment is not None
-        with open_xenium(self.run.xenium) as xenium:
-            registered = register_run(
-                xenium,
-                partial(open_slide, self.run.slide, mpp=self.run.mpp),
-                self.run.alignment,
-                refine=self.config.registration.refine,
-            )
-        table, registration = registered.cells, registered.registration
-        if self.withdrawn:
-            table = table[self._staying(table)]
-        write_registration(out, registration, registered.he_px_from_xenium_um, table)
-        return {
-            "verdict": registration.verdict,
-            "reasons": list(registration.reasons),
-            "method": registration.method,
-            "refined": registration.refined,
-        }
-
-    def _staying(self, table: pd.DataFrame) -> npt.NDArray[np.bool_]:
-        """Rows of the cells of whom no withdrawn donor is told; none where no cell has a place."""
-        assert self.run.donors is not None
-        centres_px = table[["x_px", "y_px"]].to_numpy()
-        if np.isnan(centres_px).any():
-            return np.zeros(len(table), dtype=bool)
-        donor, _ = donors_of_cells(self.run.donors, table["cell_id"].tolist(), centres_px)
-        return ~pd.Series(donor).isin(self.withdrawn).to_numpy(dtype=bool)
+        what = Registering(
+            out=out,
+            xenium=self.run.xenium,
+            slide=self.run.slide,
+            mpp=self.run.mpp,
+            alignment=self.run.alignment,
+            refine=self.config.registration.refine,
+            donors=self.run.donors,
+            withdrawn=self.withdrawn,
+        )
+        summary: dict[str, Any]
+        (summary,) = self.blocks(write_registration_of, Tasks([what], "registrations"))
+        return summary
 
     def registration(self) -> Registration:
         """The record, under the config's limit of the median error."""
