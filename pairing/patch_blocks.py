@@ -201,9 +201,8 @@ def _reaches_outside(
     fields: npt.NDArray[np.float64], size_px: tuple[int, int]
 ) -> npt.NDArray[np.bool_]:
     """(n,) of (n, 4) boxes."""
-    outside = (fields < 0) | (fields > np.array([*size_px, *size_px]))
-    reaches: npt.NDArray[np.bool_] = outside.any(axis=1)
-    return reaches
+    before, beyond = fields[:, :2] < 0, fields[:, 2:] > np.array(size_px)
+    return np.asarray(before.any(axis=1) | beyond.any(axis=1))
 
 
 def _sees(seen: npt.NDArray[np.int64], boxes: Sequence[Box]) -> npt.NDArray[np.bool_]:
