@@ -82,7 +82,8 @@ def tar_bytes(
             _NPY_HEADER_BYTES + 4 * n_entries[some],
             _NPY_HEADER_BYTES + 6 * n_near,
         )
-        parts.append(sum(-(-size // _TAR_BLOCK_BYTES) + 1 for size in sizes) * _TAR_BLOCK_BYTES)
+        blocks = [np.asarray(-(-size // _TAR_BLOCK_BYTES) + 1, np.int64) for size in sizes]
+        parts.append(np.sum(blocks, axis=0) * _TAR_BLOCK_BYTES)
     return np.concatenate(parts)
 
 

@@ -65,7 +65,7 @@ class RunTables:
     image_um: Points
 
     def task(self, name: str, rows: Rows) -> ShardTask:
-        cell = {column: self.cells[column].to_numpy()[rows] for column in self.cells}
+        cell = {str(name): column.to_numpy()[rows] for name, column in self.cells.items()}
         patches = self.patches.loc[rows]
         part, parts = pd.factorize(patches["part"], sort=True)
         near, along = same_donor(self.neighbors, rows, self.donor)

@@ -24,6 +24,8 @@ from shards.schema import PatchSpec, Record
 
 DAMAGE_FILE = "damage.json"
 _NOTES_KEY = "notes"
+# Bytes of patches that are written at once.
+_WRITE_BYTES = 2**20
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -139,7 +141,7 @@ def cut_block(
     with (
         open_image() as opened,
         written_aside(out / jpgs_file(block.name)) as path,
-        path.open("wb") as part,
+        path.open("wb", buffering=_WRITE_BYTES) as part,
     ):
         grid = PatchGrid.of(opened, spec)
         corners = grid.corners(block.centres_px)
@@ -226,9 +228,8 @@ def _reaches_outside(
     fields: npt.NDArray[np.float64], size_px: tuple[int, int]
 ) -> npt.NDArray[np.bool_]:
     """(n,) of (n, 4) boxes."""
-    outside: npt.NDArray[np.bool_] = (fields[:, :2] < 0).any(axis=1)
-    outside |= (fields[:, 2:] > size_px).any(axis=1)
-    return outside
+    before, beyond = fields[:, :2] < 0, fields[:, 2:] > np.array(size_px)
+    return np.asarray(before.any(axis=1) | beyond.any(axis=1))
 
 
 def _sees(seen: npt.NDArray[np.int64], boxes: Sequence[Box]) -> npt.NDArray[np.bool_]:

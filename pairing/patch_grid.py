@@ -77,7 +77,8 @@ class PatchGrid:
         around = HOLE_REACH_PX + 1 if slide.is_rgb else 1
         seen = self.seen(corners).reshape(-1, 2, 2) + np.array([[-around], [around - 1]])
         tiles = seen.clip(0, np.array(slide.size_px) - 1) // slide.tile_px
-        return tiles.reshape(-1, 4)
+        ranges: npt.NDArray[np.int64] = tiles.reshape(-1, 4)
+        return ranges
 
     def source_box(self, box: Box) -> Box:
         """The slide's pixels that enter a box of the grid."""
@@ -127,9 +128,9 @@ def rows_of_grid(
     left = int(first[:, 0].min())
     n_rows, n_columns = grid.size_px + GRID_TILE_PX, int(last[:, 0].max()) + 1 - left
     held = np.zeros((n_rows, n_columns * GRID_TILE_PX, 3), np.uint8)
-    whole_at = last[:, 1]
-    order = np.lexsort((corners[:, 0], corners[:, 1], whole_at))
-    whole_at = whole_at[order]
+    # From left to right: what patches share is then still in the processor's cache.
+    order = np.lexsort((corners[:, 1], corners[:, 0], last[:, 1]))
+    whole_at = last[order, 1]
     rows = columns_by_row(np.concatenate([first, last], axis=1))
     row_numbers = sorted(rows)
     for above, row in pairwise([row_numbers[0] - n_rows, *row_numbers]):

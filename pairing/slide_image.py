@@ -127,10 +127,14 @@ class Slide:
         if inside == box:
             return self._read_inside(box, level)
         out = np.empty((y1 - y0, x1 - x0, self.n_channels), self.dtype)
-        out[:] = self.fill
         a0, b0, a1, b1 = inside
-        if a0 < a1 and b0 < b1:
-            out[b0 - y0 : b1 - y0, a0 - x0 : a1 - x0] = self._read_inside(inside, level)
+        if a0 >= a1 or b0 >= b1:
+            out[:] = self.fill
+            return out
+        down, across = slice(b0 - y0, b1 - y0), slice(a0 - x0, a1 - x0)
+        out[: down.start] = out[down.stop :] = self.fill
+        out[down, : across.start] = out[down, across.stop :] = self.fill
+        out[down, across] = self._read_inside(inside, level)
         return out
 
     def _read_inside(self, box: Box, level: int) -> Pixels:

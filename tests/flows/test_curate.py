@@ -299,11 +299,11 @@ def test_patches_are_centred_on_the_instruments_nucleus(
             dark = 250.0 - sample["jpg"][102:122, 102:122, 0]  # 5 µm around the centre
             dark[dark < 25] = 0
             ys, xs = np.mgrid[102:122, 102:122] + 0.5
-            off.append(
-                np.hypot((dark * xs).sum() / dark.sum() - 112, (dark * ys).sum() / dark.sum() - 112)
-            )
+            off.append([(dark * along).sum() / dark.sum() - 112 for along in (xs, ys)])
     assert len(off) >= 200
-    assert max(off) < 0.5
+    # Half a pixel in x and in y, and what the JPEG moves a dot; on the whole to no side.
+    assert np.abs(off).max() < 0.55
+    assert np.abs(np.mean(off, axis=0)).max() < 0.05
 
 
 def change_matrix(
