@@ -1,9 +1,9 @@
 """Flags of patches on blemishes that are known: precision and recall, beside limits and peers.
 
-python -m benchmarks.quality [--out DIR] [--seeds A:B] [--calibrate] [--pictures]
+python -m benchmarks.quality [part …] [--out DIR] [--data DIR] [--seeds A:B]
 
 Peers' thresholds are set on CALIBRATION seeds to flag 1 % of clean patches; ours are the defaults
-of `[filters]`, which were chosen on the same seeds (`--calibrate` prints what they were chosen by).
+of `[filters]`, which were chosen on the same seeds (`calibrate` prints what they were chosen by).
 Where histolab can be imported its pen filters run beside ours.
 """
 
@@ -34,6 +34,7 @@ from benchmarks.quality_slides import (
     simulated_sheet,
     tile_sheets,
     under_fold,
+    unmarked,
 )
 from benchmarks.registration.__main__ import seeds_of
 from benchmarks.registration.limits import Limits
@@ -44,8 +45,9 @@ F64 = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 Peer = Callable[[Sheet], F64]
 
-CALIBRATION, HELD_OUT = range(1001, 1005), range(1, 9)
-DEFOCUS_UM = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0)
+PARTS = ("blur", "pen", "fold", "torn", "clean", "cost")
+CALIBRATION, HELD_OUT = range(1001, 1005), range(1, 5)
+DEFOCUS_UM = (0.5, 1.0, 1.5, 2.0, 4.0)
 # From here on nothing finer than a nucleus is left.
 BLURRED_UM = 2.0
 # A patch is under ink or in a fold with this share of it, and free of it with none.
@@ -54,7 +56,9 @@ FOLDS_UM = (20.0, 40.0)
 TEARS_UM = (15.0, 30.0)
 PEER_FALSE = 0.01
 TOLD_INKS = ("blue", "cyan", "green", "black")
-MAX_FALSE, MIN_RECALL, MIN_PRECISION, MAX_US = 0.02, 0.9, 0.9, 15.0
+MAX_FALSE, MIN_RECALL, MIN_RECALL_FOLD, MIN_PRECISION, MAX_US = 0.02, 0.9, 0.7, 0.9, 15.0
+# Sections a kind of tear: each is registered.
+N_TORN = 2
 
 
 def flags_of(sheet: Sheet, usual: Sheet | None = None) -> dict[str, Mask]:
@@ -121,11 +125,19 @@ def told(limits: Limits, what: str, flagged: Sequence[Mask]) -> float:
 
 
 def blur(
-    limits: Limits, sheets: Sequence[Sheet], clean: Sequence[Sheet], rest: Sequence[Sheet]
+    limits: Limits,
+    sheets: Sequence[Sheet],
+    clean: Sequence[Sheet],
+    rest: Sequence[Sheet],
+    tiles: Sequence[Sheet],
 ) -> None:
     limits.head("blurred, by sigma of the defocus, simulated / real")
     rng = np.random.default_rng(1)
     least = limit_of(laplacian, clean)
+    for name, some in (("simulated", sheets), ("real", rest), ("real tiles", tiles)):
+        peer = float(np.mean(np.concatenate([laplacian(s) for s in some]) > least))
+        what = f"as they are, {name} (variance of the Laplacian: {peer:.3f})"
+        told(limits, what, [flags_of(s)["blurred"] for s in some])
     hits = []
     for sigma in DEFOCUS_UM:
         for name, some in (("simulated", sheets), ("real", rest)):
@@ -173,13 +185,20 @@ def fold(limits: Limits, out: Path, seeds: range, clean: Sequence[Sheet], real: 
     limits.head("fold: recall; false flags away from it")
     least = limit_of(saturation_less_value, clean)
     rng = np.random.default_rng(3)
-    for width in FOLDS_UM:
-        some = [under_fold(simulated_sheet(out, seed, fold_um=width)) for seed in seeds]
-        _fold_line(limits, f"three layers, {width:g} µm wide, simulated", some, least)
+    some = [
+        under_fold(simulated_sheet(out, seed, fold_um=FOLDS_UM[seed % len(FOLDS_UM)]))
+        for seed in seeds
+    ]
+    recall, precision = _fold_line(limits, "three layers, simulated", some, least)
     _fold_line(limits, "two layers, 15 to 60 µm wide, real", [folded_twice(real, rng)], least)
+    limits.line("recall, three layers", recall, "≥", MIN_RECALL_FOLD)
+    limits.line("precision, three layers", precision, "≥", MIN_PRECISION)
 
 
-def _fold_line(limits: Limits, what: str, some: Sequence[Sheet], least: float) -> None:
+def _fold_line(
+    limits: Limits, what: str, some: Sequence[Sheet], least: float
+) -> tuple[float, float]:
+    """Recall and precision, told beside the peer's."""
     flagged = np.concatenate([flags_of(s)["fold"] for s in some])
     peer = np.concatenate([saturation_less_value(s) > least for s in some])
     share = np.concatenate([s.share for s in some if s.share is not None])
@@ -191,6 +210,7 @@ def _fold_line(limits: Limits, what: str, some: Sequence[Sheet], least: float) -
         f"{peer[spoiled].mean():.3f}; {peer[free].mean():.3f})",
         f"{right / spoiled.sum():.3f}; {flagged[free].mean():.3f}; {precision:.3f}",
     )
+    return right / int(spoiled.sum()), precision
 
 
 def torn(limits: Limits, out: Path, seeds: range) -> None:
@@ -199,7 +219,7 @@ def torn(limits: Limits, out: Path, seeds: range) -> None:
     kinds = {f"tear of {um:g} µm": {"tear_um": um, "warp_um": 10.0} for um in TEARS_UM}
     kinds["piece of 150 µm missing"] = {"missing_um": 150.0, "warp_um": 10.0}
     for what, slide in kinds.items():
-        some = [simulated_sheet(out, seed, registered=True, **slide) for seed in seeds]
+        some = [simulated_sheet(out, seed, registered=True, **slide) for seed in seeds[:N_TORN]]
         flagged = np.concatenate([flags_of(s)["torn"] for s in some])
         beside, lost, near, unsure = [], [], [], []
         for sheet in some:
@@ -226,7 +246,9 @@ def false_flags(
     for flag in ("blurred", "pen", "fold", "torn"):
         share = told(limits, f"{flag}, simulated", [flags_of(s)[flag] for s in sheets])
         limits.line(f"{flag}, simulated", share, "≤", MAX_FALSE)
-        limits.line(f"{flag}, {real.name}", told_share(real, flag), "≤", MAX_FALSE)
+        if flag != "torn":  # it is of cells, and of places on a grid some lie on glass
+            where = unmarked(real) if flag == "pen" else real
+            limits.line(f"{flag}, {real.name}", told_share(where, flag), "≤", MAX_FALSE)
         if flag in ("blurred", "pen"):
             found = {s.name: told_share(s, flag) for s in tiles}
             worst = ", ".join(f"{k} {v:.2f}" for k, v in found.items() if v > MAX_FALSE)
@@ -283,8 +305,8 @@ def calibrate(out: Path, real: Sheet, tiles: Sequence[Sheet]) -> None:
             found = []
             for seed in CALIBRATION:
                 sheet = under_fold(simulated_sheet(out, seed, fold_um=width))
-                dark = sheet.scores().dark_od
-                found.append((dark / np.median(dark))[sheet.share == spoiled])
+                own = sheet.scores().dark_od
+                found.append((own / np.median(own))[sheet.share == spoiled])
             line(f"dark_ratio {width:g} µm {'in' if spoiled else 'away'}", np.concatenate(found))
 
 
@@ -292,28 +314,36 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS, "calibrate"], help="default: all")
     parser.add_argument("--out", type=Path, default=Path("build/quality"), help="painted slides")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="real pictures")
     parser.add_argument("--seeds", type=seeds_of, default=HELD_OUT)
-    parser.add_argument("--calibrate", action="store_true")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     cv2.setNumThreads(1)
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     real = real_sheet(given.data / "slides" / "CMU-1-Small-Region.svs")
     tiles = tile_sheets(given.data / "nuclei")
-    if given.calibrate:
+    parts = given.parts or PARTS
+    if "calibrate" in parts:
         calibrate(given.out, real, tiles)
-        return 0
     limits = Limits()
     calibration = [simulated_sheet(given.out, seed) for seed in CALIBRATION]
     sheets = [simulated_sheet(given.out, seed) for seed in given.seeds]
-    blur(limits, sheets, calibration, [real])
-    pen(limits, sheets[:3], [real])
-    fold(limits, given.out, given.seeds, calibration, real)
-    torn(limits, given.out, given.seeds)
-    false_flags(limits, sheets, real, tiles)
-    cost(limits, real)
+    if "blur" in parts:
+        blur(limits, sheets[:2], calibration, [real], tiles)
+    if "pen" in parts:
+        pen(limits, sheets[:2], [unmarked(real)])
+        marked = flags_of(real)["pen"]
+        limits.told(f"flagged along the margins of {real.name}, which are dyed", f"{marked.sum()}")
+    if "fold" in parts:
+        fold(limits, given.out, given.seeds, calibration, real)
+    if "torn" in parts:
+        torn(limits, given.out, given.seeds)
+    if "clean" in parts:
+        false_flags(limits, sheets, real, tiles)
+    if "cost" in parts:
+        cost(limits, real)
     return 0 if limits.met else 1
 
 

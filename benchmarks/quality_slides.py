@@ -50,6 +50,9 @@ STROKE_UM = (150.0, 500.0)
 NOISE_GREY = 1.8
 JPEG_QUALITY = 85
 FOLDS_UM = (15.0, 25.0, 40.0, 60.0)
+# Of CMU-1-Small-Region at MPP, (x0, y0, x1, y1): no ink to be seen here. Green marking dye lies
+# along the other margins, as pathologists put it on.
+UNMARKED_PX = (0, 1400, 2200, 5922)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,13 @@ def real_sheet(path: Path) -> Sheet:
     with open_slide(path) as opened:
         rgb = _resampled(opened.read((0, 0, *opened.size_px)), opened.mpp)
     return _on_grid(path.stem, rgb, SIZE_PX // 2)
+
+
+def unmarked(sheet: Sheet) -> Sheet:
+    """The patches of CMU-1-Small-Region where a person sees no ink."""
+    low, high = np.array(UNMARKED_PX[:2]), np.array(UNMARKED_PX[2:])
+    inside = ((sheet.corners_px >= low) & (sheet.corners_px + SIZE_PX <= high)).all(axis=1)
+    return replace(sheet, corners_px=sheet.corners_px[inside])
 
 
 def tile_sheets(folder: Path) -> list[Sheet]:

@@ -31,7 +31,7 @@ _AT_A_TIME: Final = 100_000
 class Thresholds(Record):
     """From where on a score is a flag; units and sources are in docs/quality.md."""
 
-    blurred_below: float = 0.4
+    blurred_below: float = 0.35
     pen_above: float = Field(default=0.05, ge=0, le=1)
     fold_above: float = Field(default=2.0, gt=0)
     torn_above: float = Field(default=0.2, ge=0, le=1)

@@ -24,9 +24,9 @@ Mask = npt.NDArray[np.bool_]
 FINE_UM: Final = 1.0
 SPAN: Final = 4
 _GREY_CELL_UM: Final = 0.5
-# A mean square difference in grey levels of 8 bits: what noise and JPEG leave on glass. It keeps
-# noise on tissue without contrast from passing for detail.
-_NOISE_GREY2: Final = 8.0
+# A mean square difference in grey levels of 8 bits, some twenty times what a scanner's noise
+# leaves: it keeps noise on tissue without contrast from passing for detail.
+_NOISE_GREY2: Final = 20.0
 # Larger pixels can't show a difference over FINE_UM.
 _COARSEST_UM: Final = 1.25
 

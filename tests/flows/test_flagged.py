@@ -106,7 +106,7 @@ def test_flags_are_measured_dropped_and_counted_and_other_thresholds_cut_nothing
     free = patches["x_px"] - half > ink_px
     soft = patches["x_px"] - half > soft_px
     sharp = patches["x_px"] + half < soft_px
-    pen, blurred = patches["pen_share"] > 0.05, patches["sharpness"] < 0.4
+    pen, blurred = patches["pen_share"] > 0.05, patches["sharpness"] < 0.35
     assert (patches["pen_share"][inked] > 0.5).mean() > 0.95
     assert not pen[free].any()
     assert blurred[soft].mean() > 0.9
@@ -152,7 +152,7 @@ def test_flags_are_measured_dropped_and_counted_and_other_thresholds_cut_nothing
     for name in ("sharpness", "pen_share"):
         np.testing.assert_array_equal(rows[name], at[name])
     assert [set(f) <= set(FLAGS) for f in rows["flags"]] == [True] * len(rows)
-    for flag, bears in (("pen", rows["pen_share"] > 0.6), ("blurred", rows["sharpness"] < 0.4)):
+    for flag, bears in (("pen", rows["pen_share"] > 0.6), ("blurred", rows["sharpness"] < 0.35)):
         assert [flag in f for f in rows["flags"]] == bears.tolist()
     assert rows["dark_ratio"].notna().all()
 
