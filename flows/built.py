@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -46,6 +48,12 @@ class CuratedRun:
 
     config: RunConfig
     built: dict[Stage, Built]
+
+
+@cache
+def cellpair_version() -> str:
+    """Of this installation; read once, since every artifact that is looked for tells it."""
+    return version("cellpair")
 
 
 def direct(name: str, make: Callable[[], Built]) -> Built:

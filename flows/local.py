@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 from flows import pipeline
+from flows.built import cellpair_version
 from flows.clean import wait_for_clean
 from flows.cluster import BlockMap, Runtime
 from flows.config import CurateConfig, read_curate_config
@@ -87,7 +87,7 @@ def _write_report(config: CurateConfig, curated: pipeline.Curated) -> Path:
     folder = config.out / REPORT_FOLDER
     says = digest(
         [
-            version("cellpair"),
+            cellpair_version(),
             config.model_dump(mode="json"),
             curated.dataset.fingerprint if curated.dataset else None,
             [b.fingerprint for run in curated.runs for b in run.built.values()],
@@ -137,7 +137,7 @@ def _entry(curated: pipeline.Curated, started: datetime, seconds: float) -> Hist
     return HistoryEntry(
         started=started.isoformat(timespec="seconds"),
         seconds=round(seconds, 3),
-        cellpair=version("cellpair"),
+        cellpair=cellpair_version(),
         dataset=curated.dataset.fingerprint if curated.dataset else None,
         failures={run: type(error).__name__ for run, error in curated.failures.items()},
         stages=tuple(

@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from flows.built import Blocks, Built, Call, CuratedRun, Stage
+from flows.built import Blocks, Built, Call, CuratedRun, Stage, cellpair_version
 from flows.config import RUN_FILES, CurateConfig, RunConfig
 from flows.identities import StageConfigs, identities
 from flows.log import working_on
@@ -119,7 +118,7 @@ class RunStages:
                 self.folder_of(stage).parent,
                 identity,
                 make,
-                provenance={"cellpair": version("cellpair")},
+                provenance={"cellpair": cellpair_version()},
                 check_inputs=partial(self._check_unchanged, identity),
             )
             seconds = round(time.monotonic() - start_s, 3)

@@ -46,10 +46,11 @@ class ContentHashes:
         Raises BadInput where a file changes while it is read, or can't be read at all.
         """
         self._seen[path] = seen = _look_at(path)
-        n_new_bytes = sum(s[0] for p, s in seen.items() if _key(p, s) not in self._known)
+        keys = {p: _key(p, s) for p, s in seen.items()}
+        n_new_bytes = sum(s[0] for p, s in seen.items() if keys[p] not in self._known)
         if n_new_bytes > _TELL_BYTES:
             log.info("%s: reading %.1f GB to know its content", path, n_new_bytes / 1e9)
-        hashes = {p: self._file(p, s) for p, s in seen.items()}
+        hashes = {p: self._file(p, keys[p], s) for p, s in seen.items()}
         self.check_unchanged(path)
         if path.is_dir():
             return digest([[str(p.relative_to(path)), sha256] for p, sha256 in hashes.items()])
@@ -92,8 +93,7 @@ class ContentHashes:
         write_if_changed(self._memory, data)
         self._learnt = False
 
-    def _file(self, path: Path, seen: tuple[int, int]) -> str:
-        key = _key(path, seen)
+    def _file(self, path: Path, key: str, seen: tuple[int, int]) -> str:
         sha256 = self._known.get(key)
         if sha256 is None:
             settled = time.time_ns() - seen[1] > _SETTLED_NS

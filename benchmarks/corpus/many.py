@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.registration.limits import Limits
@@ -15,10 +16,12 @@ from pairing.simulate import SimulationParams, SlideParams, simulate
 _CURATE = """
 import resource, sys, time
 from flows.cli import main
-start_s = time.monotonic()
-code = main(["curate", sys.argv[1], "--workers", "1", *sys.argv[2:]])
+import flows.config, flows.local
+start_s, start_cpu_s = time.monotonic(), time.process_time()
+code = main(["curate", sys.argv[1], "--workers", "1"])
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(f"FIGURES {time.monotonic() - start_s:.3f} {peak}")
+wall_s, cpu_s = time.monotonic() - start_s, time.process_time() - start_cpu_s
+print(f"FIGURES {wall_s:.3f} {cpu_s:.3f} {peak}")
 sys.exit(code)
 """
 
@@ -31,33 +34,41 @@ def many_runs(folder: Path, n_runs: int, limits: Limits) -> None:
         bundle = folder / "runs" / f"r{i:04d}"
         shutil.copytree(folder / "one" / "outs", bundle, copy_function=os.link)
         (bundle / "copy.txt").write_text(str(i))
-    limits.head(f"{n_runs} small runs")
+    limits.head(f"{n_runs} small runs: s (CPU, s; peak, MiB)")
     by_run_s = {}
     for n in (n_runs // 4, n_runs):
         config = _config(folder, n)
-        made_s, _ = _curate(config)
-        limits.told(f"{n} runs: curating what is new, s", f"{made_s:.0f}")
-        again_s, peak_bytes = _curate(config)
-        by_run_s[n] = again_s / n
-        limits.told(
-            f"{n} runs: nothing new, s (ms a run; peak MiB)",
-            f"{again_s:.1f} ({1000 * again_s / n:.0f}; {peak_bytes >> 20})",
-        )
-    one_s, peak_bytes = _curate(_config(folder, n_runs + 1))
-    limits.told(f"one more than {n_runs}, s (peak MiB)", f"{one_s:.1f} ({peak_bytes >> 20})")
+        limits.told(f"{n} runs, what is new of them", _curate(config).words)
+        again = _curate(config)
+        by_run_s[n] = again.cpu_s / n
+        limits.told(f"{n} runs, nothing new", again.words)
+    limits.told(f"one more than {n_runs}", _curate(_config(folder, n_runs + 1)).words)
+    limits.told("CPU of a run among them with nothing new, ms", f"{1000 * by_run_s[n_runs]:.0f}")
     growth = by_run_s[n_runs] / by_run_s[n_runs // 4]
-    limits.line("time by run of four times as many, nothing new", growth, "≤", 1.5)
+    limits.line("CPU by run, of all over that of a quarter, nothing new", growth, "≤", 1.5)
 
 
-def _curate(config: Path) -> tuple[float, int]:
-    """Seconds and bytes at the peak; the time of importing is not among them."""
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of one curation in a process of its own, without importing what every one imports."""
+
+    wall_s: float
+    cpu_s: float
+    peak_bytes: int
+
+    @property
+    def words(self) -> str:
+        return f"{self.wall_s:.1f} ({self.cpu_s:.1f}; {self.peak_bytes >> 20})"
+
+
+def _curate(config: Path) -> Cost:
     done = subprocess.run(
         [sys.executable, "-c", _CURATE, str(config)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
     (figures,) = [line for line in done.stdout.splitlines() if line.startswith("FIGURES")]
-    _, seconds, peak_kib = figures.split()
-    return float(seconds), int(peak_kib) << 10
+    _, wall_s, cpu_s, peak_kib = figures.split()
+    return Cost(float(wall_s), float(cpu_s), int(peak_kib) << 10)
 
 
 def _config(folder: Path, n_runs: int) -> Path:

@@ -57,7 +57,7 @@ ASSIGN: Final = {
 }
 # Of the small panel: a gene under the id of one that only the large panel has, and an id with its
 # version.
-RENAMED: Final = ("TNF", "SIMG4000")
+RENAMED: Final = ("CD68", "SIMG4000")
 VERSIONED: Final = ("EPCAM", ".7")
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -95,7 +95,9 @@ def corpus(folder: Path, n_cells: int, limits: Limits) -> None:
 
 
 def exactly(limits: Limits, what: str, found: object, wanted: object) -> None:
-    limits.none(what, [] if found == wanted else [f"{found!r}, not {wanted!r}"], 1)
+    limits.met &= found == wanted
+    verdict = "ok" if found == wanted else "NOT MET"
+    print(f"| {what} | {found} | = {wanted} | {verdict} |", flush=True)
 
 
 def _curated(config: Path) -> tuple[Told, float]:
@@ -104,7 +106,7 @@ def _curated(config: Path) -> tuple[Told, float]:
     log.addHandler(told)
     start_s = time.monotonic()
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             code = main(["curate", str(config), "--workers", "1"])
     finally:
         log.removeHandler(told)
@@ -180,7 +182,7 @@ def _withdrawn(folder: Path, names: dict[str, tuple[str, ...]], limits: Limits) 
     _, wall_s = _curated(config)
     limits.told("curating without them, s", f"{wall_s:.0f}")
     start_s = time.monotonic()
-    with contextlib.redirect_stdout(io.StringIO()) as said:
+    with redirect_stdout(io.StringIO()) as said:
         code = main(["clean", str(out)])
     limits.told("clean, s", f"{time.monotonic() - start_s:.1f}")
     limits.told("it says", said.getvalue().splitlines()[-1])
@@ -189,9 +191,8 @@ def _withdrawn(folder: Path, names: dict[str, tuple[str, ...]], limits: Limits) 
     left = [name for name in naming(out, gone, cell_ids) if name != "cellpair.json"]
     limits.none("files of any stage that hold them or their cells", left, len(held))
     theirs = [run.id for run in runs if run.donor in gone]
-    exactly(
-        limits, "folders of their own runs", [p for p in theirs if (out / "runs" / p).exists()], []
-    )
+    there = [run for run in theirs if (out / "runs" / run).exists()]
+    limits.none("folders of their own runs", there, len(theirs))
     of_others = [c for d in ("PAT3003", "PAT5005") for c in cells_of(folder, RUNS[6], d)]
     rows = [pq.read_metadata(p).num_rows for p in out.glob("runs/tma/patches/*/index.parquet")]
     exactly(limits, "patches of the microarray, for cells of others", rows, [len(of_others)])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
+from flows.built import cellpair_version
 from flows.config import CurateConfig
 from flows.history import HistoryEntry
 from flows.pipeline import CuratedRun
@@ -77,7 +77,7 @@ def write_run(
 def _digest(config: CurateConfig, curated: CuratedRun, donors: Sequence[DonorRow]) -> str:
     return digest(
         [
-            version("cellpair"),
+            cellpair_version(),
             config.model_dump(mode="json", exclude={"runs"}),
             curated.config.model_dump(mode="json"),
             [built.fingerprint for built in curated.built.values()],

@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks.corpus.files import naming
 from flows.cli import main
 from flows.naming import Naming
 from flows.scratch import scratch
@@ -356,6 +357,10 @@ def test_a_withdrawn_donor_is_found_nowhere_and_others_keep_their_bytes(
     shards = {p.name: p.read_bytes() for p in old.glob("cores-D*")}
     assert len(shards) == 4
     truth = pd.read_csv(work / "donors.csv").set_index("cell_id")["donor"]
+    of_one = pd.read_csv(runs / "one" / "truth" / "donors.csv")["cell_id"]
+    theirs = [*truth.index[truth == IN_FILE], *of_one]
+    stages = {path.split("/")[2] for path in naming(out, gone, theirs) if path.startswith("runs/")}
+    assert stages == {"registration", "cells", "shards"}
 
     config = write_config(work, runs, withdraw='"née Ünal", "Patient 7"', kind=kind)
     assert curate(config) == 0
@@ -368,6 +373,7 @@ def test_a_withdrawn_donor_is_found_nowhere_and_others_keep_their_bytes(
 
     assert clean(work) == 0
     assert named_in(out, *gone) == {"cellpair.json"}
+    assert naming(out, gone, theirs) == ["cellpair.json"]
     assert {p.parts[-3] for p in out.glob("runs/*/*/*")} == {"cores"}
     for path in out.glob("runs/cores/cells/*/cells.parquet"):
         cell_ids = pq.read_table(path)["cell_id"].to_pylist()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from flows.cluster import BlockMap, Runtime
-from flows.config import CurateConfig, read_curate_config
+from flows.config import CurateConfig, SplitSection, read_curate_config
 from flows.history import append_history, read_history
 from flows.local import curate_and_remember
 from flows.pipeline import Curated, CuratedRun
@@ -288,10 +289,45 @@ def test_the_same_input_gives_the_same_bytes(
     pages: dict[str, Page], curated: tuple[CurateConfig, Curated]
 ) -> None:
     folder = curated[0].out / "report"
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    before = {path.name: path.read_bytes() for path in folder.glob("*.html")}
     assert len(before) == len(pages)
+    for row in folder.glob(".*.row.json"):  # else pages that would say the same stay
+        row.unlink()
+    made = {path.name: path.stat().st_ino for path in folder.glob("*.html")}
     write_report(*curated)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in folder.glob("*.html")} == before
+    assert made.keys() == before.keys()
+    assert all((folder / name).stat().st_ino != inode for name, inode in made.items())
+
+
+def test_a_page_that_would_say_the_same_stays(
+    pages: dict[str, Page], curated: tuple[CurateConfig, Curated]
+) -> None:
+    config, done = curated
+    folder = config.out / "report"
+    runs = tuple(
+        CuratedRun(run.config, {s: replace(b, reused=True) for s, b in run.built.items()})
+        for run in done.runs
+    )
+    again = replace(done, runs=runs)
+    write_report(config, again)
+    table = Page(folder / "index.html").tables["runs"]
+    before = {path.name: path.stat().st_ino for path in folder.glob("*.html")}
+    write_report(config, again)
+    after = {path.name: path.stat().st_ino for path in folder.glob("*.html")}
+    assert {name for name in after if after[name] != before[name]} == {"index.html"}
+    assert Page(folder / "index.html").tables["runs"] == table
+    (folder / "he.html").unlink()
+    (folder / ".dapi.row.json").write_text("torn")
+    write_report(config, again)
+    now = {path.name: path.stat().st_ino for path in folder.glob("*.html")}
+    assert now.keys() == before.keys()
+    assert now["dapi.html"] != before["dapi.html"]
+    # Another split is another page.
+    other = config.model_copy(update={"split": SplitSection(assign={"Q": "test"})})
+    write_report(other, again)
+    assert (folder / "he.html").stat().st_ino != now["he.html"]
+    write_report(*curated)
 
 
 def test_the_places_are_in_the_fullest_square_and_in_each_quarter() -> None:
