@@ -1,6 +1,6 @@
 """How fast a dataset is exported, and in how much memory, beside the plain way of each layout.
 
-    python -m benchmarks.export --out DIR [--cells 20000 80000]
+    python -m benchmarks.export --out DIR [--cells 10000 40000]
 
 Samples of real size: patches of 224 px, 377 genes, eight neighbours. The plain ways: anndata reads
 the same cells from one file and writes them, with the same compression; webdataset's own writer
@@ -37,14 +37,14 @@ from shards.dataset import read_dataset, read_panels
 from shards.schema import Gene, Panel
 from shards.write import Sample, narrow_counts
 
-N_RUNS, SHARD, N_PAIRS, N_PATCHES, N_NEAR = 4, 5_000, 3, 64, 8
+N_RUNS, SHARD, N_PAIRS, N_PATCHES, N_NEAR = 4, 2_500, 3, 64, 8
 AREA_UM2 = 60.0
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--cells", type=int, nargs=2, default=[20_000, 80_000])
+    parser.add_argument("--cells", type=int, nargs=2, default=[10_000, 40_000])
     parser.add_argument("--one", nargs=2)
     args = parser.parse_args()
     if args.one:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from flows.export.record import EXPORT_FILE, Export
 from pairing.slide import open_slide
 from pairing.xenium import open_xenium
 from segmentation.config import FACTS_FILE, SegmentationFacts
@@ -17,7 +18,7 @@ from shards.errors import BadInput
 
 
 def describe_path(path: Path) -> dict[str, Any]:
-    """Facts of a dataset, checkpoint, shard, bundle, slide or a slide's nuclei, `kind` first.
+    """Facts of a dataset, export, checkpoint, shard, bundle, slide or its nuclei, `kind` first.
 
     Raises BadInput where the path is none of these.
     """
@@ -27,6 +28,8 @@ def describe_path(path: Path) -> dict[str, Any]:
         )
     if (path / POINTER_FILE).exists() or path.suffix == ".json":
         return describe(path)
+    if (path / EXPORT_FILE).exists():
+        return {"kind": "export", **read_record(path / EXPORT_FILE, Export).model_dump(mode="json")}
     if (path / "meta.json").exists():
         return {"kind": "checkpoint", **json.loads((path / "meta.json").read_text())}
     if (path / FACTS_FILE).exists():

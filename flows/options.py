@@ -73,7 +73,9 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     )
     _add_segment(add("segment", "nuclei of a plain slide or picture"))
 
-    p = add("info", "what a bundle, slide, folder of nuclei, shard, dataset or checkpoint is")
+    p = add(
+        "info", "what a bundle, slide, shard, dataset, export, checkpoint or folder of nuclei is"
+    )
     p.add_argument("path", type=Path, help="file or folder")
     _add_json(p)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from flows.removals import HASHES_FILE
@@ -25,9 +26,8 @@ class Bundles:
         """
         if content in self._given:
             return self._given[content]
-        for path in self._candidates():
-            if self._hashes.remembered(path) == content:
-                return path
+        if content in self._curated:
+            return self._curated[content]
         raise BadInput(
             f"run {run}",
             expected="its Xenium bundle, for the outlines of its cells",
@@ -36,15 +36,15 @@ class Bundles:
             remedy="name it by --xenium, or draw circles of the cells' areas by --outlines circles",
         )
 
-    def _candidates(self) -> list[Path]:
-        """Bundles, zips and stores among the files that were hashed."""
+    @cached_property
+    def _curated(self) -> dict[str | None, Path]:
+        """Bundles, zips and stores among the files that were hashed, by content."""
         found: dict[Path, None] = {}
         for file in self._hashes.paths():
             if file.name == MANIFEST:
                 found[file.parent] = None
             elif file.suffix == ".zip":
                 found[file] = None
-            for parent in file.parents:
-                if parent.suffix == ".zarr":
-                    found[parent] = None
-        return list(found)
+            stores = [parent for parent in file.parents if parent.suffix == ".zarr"]
+            found |= dict.fromkeys(stores)
+        return {self._hashes.remembered(path): path for path in found}

@@ -70,16 +70,10 @@ class Columns:
             "split": part.split,
         }
         columns: dict[str, object] = {"cell_id": table["cell_id"].to_numpy().astype(object)}
-        for name, value in same.items():
-            categories = self.categories[name]
-            columns[name] = pd.Categorical.from_codes(
-                np.full(n, categories.index(value)), list(categories)
-            )
-        for name in _TEXTS:
-            codes = pc.index_in(table[name], value_set=pa.array(self.categories[name], pa.string()))
-            columns[name] = pd.Categorical.from_codes(
-                codes.fill_null(-1).to_numpy(), list(self.categories[name])
-            )
+        texts = {name: np.full(n, value, object) for name, value in same.items()}
+        texts |= {name: table[name].to_numpy() for name in _TEXTS}
+        for name, values in texts.items():
+            columns[name] = pd.Categorical(values, categories=list(self.categories[name]))
         for field in _NUMBERS:
             flat = table.select([field.name]).flatten()
             for name, values in zip(flat.column_names, flat.columns, strict=True):

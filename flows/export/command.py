@@ -98,7 +98,8 @@ def _write_spatialdata(
 def _write_openclip(folder: Path, source: Source, top_k: int) -> Export:
     from flows.export.openclip import write_openclip
 
-    files, notes = {}, []
+    files: dict[str, ExportedFile] = {}
+    notes = []
     for split in dict.fromkeys(part.split for part in source.parts):
         (folder / split).mkdir()
         n_written = write_openclip(folder / split, source, split, top_k)
@@ -107,7 +108,7 @@ def _write_openclip(folder: Path, source: Source, top_k: int) -> Export:
         if n_written < n_samples:
             silent = n_samples - n_written
             notes.append(f"{split}: {silent} samples are left out: no gene is left to say")
-    options = {"top_k": top_k, "left_out": HOUSEKEEPING}
+    options: dict[str, int | str] = {"top_k": top_k, "left_out": HOUSEKEEPING}
     return _record(source, "openclip", files, options, notes)
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -87,7 +87,7 @@ class Part:
             raise self._damaged(f"genes up to {genes.max()}, counts from {values.min()} on")
         return sparse.csr_matrix((values, genes, indptr), shape=(len(size), n_genes))
 
-    def _checked(self, content: memoryview, total: int) -> npt.NDArray[np.unsignedinteger]:  # type: ignore[type-arg]
+    def _checked(self, content: memoryview, total: int) -> npt.NDArray[np.unsignedinteger[Any]]:
         try:
             row = npy_rows(content, 2)
         except (ValueError, IndexError):

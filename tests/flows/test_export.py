@@ -5,7 +5,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
+import signal
+import subprocess
+import sys
 import tarfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -204,6 +209,12 @@ def test_exports_are_the_same_bytes_and_say_what_they_are(
     }
 
 
+def test_info_tells_what_an_export_is(as_h5ad: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(as_h5ad), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["kind"], facts["to"], facts["runs"][0]) == ("export", "h5ad", "run0")
+
+
 def test_splits_and_runs_can_be_chosen(dataset: Path, tmp_path: Path) -> None:
     assert export(dataset, "h5ad", tmp_path / "a", "--split", "train", "--run", "run1") == 0
     data = anndata.read_h5ad(tmp_path / "a" / "human.h5ad")
@@ -380,6 +391,31 @@ def test_what_a_killed_export_left_is_not_taken_for_one(dataset: Path, tmp_path:
     assert export(dataset, "h5ad", tmp_path / "out", "--run", "run0") == 0
     assert os.listdir(tmp_path) == ["out"]
     assert sorted(os.listdir(tmp_path / "out")) == ["export.json", "human.h5ad"]
+
+
+def killed_at_work(command: list[str], aside: Path) -> bool:
+    """Whether the command was killed after it began to write, and before it was done."""
+    process = subprocess.Popen([sys.executable, "-m", "flows.cli", *command])
+    try:
+        while process.poll() is None and not list(aside.glob("*/*.tar")):
+            time.sleep(0.001)
+    finally:
+        process.kill()
+    return process.wait() == -signal.SIGKILL
+
+
+def test_a_killed_export_is_made_again(tmp_path: Path) -> None:
+    root, out = write_tiny_dataset(tmp_path / "in", n_per_donor=500), tmp_path / "new" / "out"
+    command = ["export", str(root), "--to", "openclip", "--out", str(out)]
+    for _ in range(5):  # it may be done before it is seen at work
+        if killed_at_work(command, out.parent / ".out.export.partial"):
+            break
+        shutil.rmtree(out)
+    assert not out.exists()
+    assert main(command) == 0
+    assert os.listdir(out.parent) == ["out"]
+    assert main([*command[:-1], str(tmp_path / "other")]) == 0
+    assert listing(out) == listing(tmp_path / "other")
 
 
 @pytest.mark.parametrize(

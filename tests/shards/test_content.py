@@ -38,6 +38,20 @@ def test_they_are_remembered(bundle: Path, tmp_path: Path) -> None:
     assert ContentHashes(tmp_path / "none").of(bundle) != before
 
 
+def test_what_is_remembered_is_told_without_reading(bundle: Path, tmp_path: Path) -> None:
+    memory = tmp_path / "hashes.json"
+    hashes = ContentHashes(memory)
+    before = hashes.of(bundle)
+    hashes.save()
+    again = ContentHashes(memory)
+    assert again.paths() == [bundle / "a"]
+    assert again.remembered(bundle) == before
+    (bundle / "b").write_text("one more")
+    assert again.remembered(bundle) is None
+    (bundle / "a").unlink()
+    assert again.remembered(bundle / "a") is None
+
+
 def test_they_follow_names_content_and_linked_folders(bundle: Path, tmp_path: Path) -> None:
     def now() -> str:
         return ContentHashes(tmp_path / "none").of(bundle)
