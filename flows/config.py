@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from flows.config_faults import (
     RUN_FILES,
+    cells_faults,
     faults_of_records,
     missing_inputs,
     refused,
@@ -126,6 +127,7 @@ class CurateConfig(Record):
     def _goes_together(self) -> CurateConfig:
         runs = [run.model_dump() for run in self.runs]
         tell_together(runs_faults(runs, self.out, self.split.model_dump()))
+        tell_together(cells_faults({**self.model_dump(), "runs": runs}))
         return self
 
 
