@@ -171,7 +171,7 @@ def cell_areas_um2(kept: Path, names: list[str], n_nuclei: int) -> npt.NDArray[n
         with pa.OSFile(str(_file(kept, name))) as source:
             metadata = pa.ipc.open_file(source).schema.metadata
         n_px[np.frombuffer(metadata[_ROWS], "<i8")] += np.frombuffer(metadata[_AREAS], "<i8")
-    return n_px * PIXEL_UM**2
+    return n_px.astype(np.float64) * PIXEL_UM**2
 
 
 def write_warp(path: Path, warp: Warp) -> None:

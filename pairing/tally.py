@@ -5,7 +5,6 @@ The sum over spans does not depend on how the table is cut into them, nor on who
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -104,7 +103,7 @@ def tally_span(tallying: Tallying, span: Span) -> str:
     shape = (tallying.n_cells, len(tallying.symbols))
     of_cells = tallying.assignment.open()
     counts = sparse.csr_matrix(shape, dtype=np.int64)
-    figures: Counter[str] = Counter()
+    n_transcripts = n_low_quality = n_unassigned = 0
     tally = np.zeros(len(CATEGORY_NAMES), np.int64)
     wanted = (*tallying.assignment.columns, *FEATURE_COLUMNS, "qv")
     for rows in tallying.table.read(span, wanted):
@@ -118,16 +117,18 @@ def tally_span(tallying: Tallying, span: Span) -> str:
             good &= seen
             n_seen = int(seen.sum())
         inside &= good
-        figures["n_transcripts"] += n_seen
-        figures["n_low_quality"] += n_seen - int(good.sum())
-        figures["n_unassigned"] += int(good.sum()) - int(inside.sum())
+        n_transcripts += n_seen
+        n_low_quality += n_seen - int(good.sum())
+        n_unassigned += int(good.sum()) - int(inside.sum())
         tally += np.bincount(category[inside], minlength=len(tally))
         counted = np.flatnonzero(inside & (gene >= 0))
         ones = np.ones(len(counted), np.int64)
         counts = counts + sparse.csr_matrix((ones, (cell[counted], gene[counted])), shape=shape)
     windows = list(_windows(counts))
     facts = SpanFigures(
-        **{name: figures[name] for name in ("n_transcripts", "n_low_quality", "n_unassigned")},
+        n_transcripts=n_transcripts,
+        n_low_quality=n_low_quality,
+        n_unassigned=n_unassigned,
         by_category=dict(zip(CATEGORY_NAMES, tally.tolist(), strict=True)),
         windows=tuple(window for window, _ in windows),
     )

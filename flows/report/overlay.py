@@ -54,10 +54,10 @@ def read_nuclei(curated: CuratedRun, table: pd.DataFrame) -> Nuclei:
     with open_xenium(curated.config.xenium) as xenium:
         instrument = xenium.read_nuclei()
         cell_ids = xenium.read_cells()["cell_id"]
-    known = table["cell_id"]
+    known = pd.Index(table["cell_id"])
     if curated.built["cells"].summary["unit"] == "he_nuclei":  # whose ids are others
         known = read_cell_errors(curated.built["registration"].folder).index
-    row = np.append(pd.Index(known).get_indexer(cell_ids), -1)  # the last: of no cell
+    row = np.append(known.get_indexer(cell_ids), -1)  # the last: of no cell
     had_cell = instrument["cell_index"] >= 0
     instrument = instrument.assign(cell_index=row[instrument["cell_index"].to_numpy()])
     instrument = instrument[~had_cell | (instrument["cell_index"] >= 0)]

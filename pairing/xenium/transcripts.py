@@ -268,7 +268,8 @@ class TranscriptTable:
         if "codeword_category" in batch.schema.names:
             column = batch.column("codeword_category")
             words, word_codes = encoded(path, "codeword_category", column)
-            category = _codes(category_of_codeword(w) for w in words.to_pylist())[word_codes]
+            of_code = _codes(category_of_codeword(w) for w in words.to_pylist())
+            category: npt.NDArray[np.uint8] = of_code[word_codes]
         else:
             category = _codes(self.kinds.category(n) for n in names.to_pylist())[codes]
         if "is_gene" in batch.schema.names:
