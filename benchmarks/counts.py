@@ -2,7 +2,7 @@
 
 python -m benchmarks.counts --dir DIR [--rows N N] [--only PART …]
 
-DIR keeps the files between calls: a simulated run of 5,000 cells, and bundles of 10 and 100 million
+DIR keeps the files between calls: a simulated run of 2,000 cells, and bundles of 10 and 100 million
 transcripts that repeat it side by side, every copy with cells of its own, in row groups of a
 million. Some 3 GB. Speeds are of one pinned core, in alternating pairs in one process, so that what
 else the machine does falls on both.
@@ -41,7 +41,7 @@ from pairing.warp import Warp
 from pairing.xenium import open_xenium
 from pairing.xenium.tables import cell_id_text
 
-N_CELLS, ROW_GROUP = 5_000, 1_000_000
+N_CELLS, ROW_GROUP = 2_000, 1_000_000
 COLUMNS = ("cell_id", "feature_name", "codeword_category", "is_gene", "qv")
 TEXTS = ("cell_id", "feature_name", "codeword_category")
 MIN_SHARE_OF_PYARROW, MIN_TWO_WORKERS, MAX_MEMORY = 0.25, 1.6, 1.1

@@ -541,7 +541,9 @@ def test_pairs_of_he_nuclei(curated: Path, simulated: Path, tmp_path: Path) -> N
 
     (nuclei_file,) = out.glob("runs/r1/nuclei/*/nuclei.parquet")
     nuclei = pd.read_parquet(nuclei_file).set_index("nucleus_id")
-    rows = read_stream([out], "train").table().to_pandas()
+    columns = ["cell_id", "x_px", "y_px", "center", "label", "n_counts", "nucleus", "neighbors"]
+    stream = read_stream([out], "train")
+    rows = stream.table([*columns, "registration_error_um"]).to_pandas()
     assert 150 < len(rows) < len(nuclei)
     truth = pd.read_parquet(simulated / "truth" / "cells.parquet")
     tree = cKDTree(truth[["x_px", "y_px"]])
