@@ -11,9 +11,9 @@ from pydantic_core import PydanticCustomError
 
 from flows.config_faults import (
     RUN_FILES,
+    cells_faults,
     faults_of_records,
     missing_inputs,
-    refused,
     run_faults,
     runs_faults,
     tables_of,
@@ -126,6 +126,7 @@ class CurateConfig(Record):
     def _goes_together(self) -> CurateConfig:
         runs = [run.model_dump() for run in self.runs]
         tell_together(runs_faults(runs, self.out, self.split.model_dump()))
+        tell_together(cells_faults({**self.model_dump(), "runs": runs}))
         return self
 
 
@@ -150,7 +151,7 @@ def read_curate_config(path: Path) -> CurateConfig:
     """
     path = path.resolve()
     raw = _read_toml(path)
-    faults = list(refused(path, raw))
+    faults: list[BadInput] = []
     _resolve_paths(raw, path.parent)
     config = None
     try:

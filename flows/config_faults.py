@@ -20,16 +20,10 @@ from pydantic import ValidationError
 from flows.hold_out import contradictions, held_out_donors, unknown_names
 from flows.split import SplitSection, split_faults
 from pairing.annotations import CSV_SUFFIX, GEOJSON_SUFFIXES
-from shards.errors import BadInput, not_there_yet
+from shards.errors import BadInput
 
 # Keys of a run that name files or folders.
 RUN_FILES = ("xenium", "slide", "alignment", "donors", "labels")
-
-# Options of the interface that arrive with a later version: refused with words, never half done.
-# A value that asks for nothing is accepted.
-_LATER: dict[str, tuple[tuple[Any, ...], str, str]] = {
-    "cells.unit": (("xenium",), "any unit but the instrument's cells", 'set unit = "xenium"'),
-}
 
 # What a person reads in place of the words of the library.
 _EXPECTED = {"string_pattern_mismatch": "letters, digits, _ and - only"}
@@ -45,15 +39,6 @@ def tables_of(raw: Mapping[str, Any], key: str) -> list[tuple[int, dict[str, Any
     listed = raw.get(key)
     listed = listed if isinstance(listed, list) else []
     return [(i, table) for i, table in enumerate(listed) if isinstance(table, dict)]
-
-
-def refused(path: Path, raw: Mapping[str, Any]) -> Iterator[BadInput]:
-    """Options that the interface names and this version does not have."""
-    for dotted, (accepted, what, instead) in _LATER.items():
-        section, key = dotted.split(".")
-        table = raw.get(section)
-        if isinstance(table, dict) and key in table and table[key] not in accepted:
-            yield not_there_yet(at(path, dotted), what, instead)
 
 
 def run_faults(run: Mapping[str, Any]) -> Iterator[str]:
@@ -81,6 +66,32 @@ def run_faults(run: Mapping[str, Any]) -> Iterator[str]:
         path = run.get(key)
         if isinstance(path, str | Path) and Path(path).suffix.lower() not in suffixes:
             yield f"{key} = {Path(path).name!r} does not end in {' or '.join(suffixes)}"
+
+
+def cells_faults(raw: Mapping[str, Any]) -> Iterator[str]:
+    """What `[cells]` says against the other tables of the config, in words."""
+    sections = {key: raw.get(key) for key in ("cells", "segmentation", "patch")}
+    cells, segmentation, patch = (
+        section if isinstance(section, dict) else {} for section in sections.values()
+    )
+    if cells.get("unit") != "he_nuclei":
+        return
+    if segmentation.get("model") == "none":
+        yield 'unit = "he_nuclei" counts for nuclei that segmentation.model = "none" does not find'
+    if patch.get("center") == "cell":
+        yield 'unit = "he_nuclei" centres patches on nuclei: patch.center = "cell" has no meaning'
+    for _, run in tables_of(raw, "runs"):
+        if run.get("image") is not None:
+            yield (
+                f'unit = "he_nuclei" counts for nuclei of a slide: run {run.get("id")} has '
+                'image = "morphology"'
+            )
+        donors = run.get("donors")
+        if isinstance(donors, str | Path) and Path(donors).suffix.lower() == CSV_SUFFIX:
+            yield (
+                f'unit = "he_nuclei" has other cells than those that {Path(donors).name} of run '
+                f'{run.get("id")} names: give its donors as polygons, donors = "….geojson"'
+            )
 
 
 def runs_faults(runs: Any, out: Any, split: Any) -> Iterator[str]:
@@ -192,6 +203,7 @@ def faults_of_records(
     split = raw.get("split", {})
     together = [
         ((), runs_faults(raw.get("runs"), raw.get("out"), split)),
+        (("cells", "unit"), cells_faults(raw)),
         (("split",), split_faults(split) if isinstance(split, dict) else ()),
         *((("runs", i), run_faults(run)) for i, run in tables_of(raw, "runs")),
     ]

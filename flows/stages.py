@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flows.built import Blocks, Built, Call, CuratedRun, Stage, cellpair_version
@@ -18,6 +20,7 @@ from flows.registering import Registering, write_registration_of
 from pairing import cells, pack, patches
 from pairing.annotations import donors_named, donors_of_cells, labels_of_cells
 from pairing.geometry import Affine, Points
+from pairing.he_cells import he_cell_errors, he_cell_ids
 from pairing.match_rate import MatchRate
 from pairing.patch_blocks import OpenImage
 from pairing.registration.record import (
@@ -25,6 +28,7 @@ from pairing.registration.record import (
     Registration,
     judged,
     read_cell_errors,
+    read_cell_places,
     read_registration,
 )
 from pairing.slide import open_slide
@@ -97,6 +101,7 @@ class RunStages:
             self._build("registration", self._write_registration)
             self._check_verdict()
         if find_artifact(self.folder_of("shards")) is None:
+            self._check_transcripts()
             self._check_annotations()
 
     def finish(self) -> CuratedRun:
@@ -201,8 +206,24 @@ class RunStages:
             cell_ids = xenium.read_cells()["cell_id"].tolist()
         if self.run.donors is not None:
             donors_of_cells(self.run.donors, cell_ids, self.centres_px())
-        if self.run.labels is not None:
+        if self.run.labels is not None and not self._counts_he_nuclei:
             labels_of_cells(self.run.labels, cell_ids)
+
+    def _check_transcripts(self) -> None:
+        if not self._counts_he_nuclei:
+            return
+        with open_xenium(self.run.xenium) as xenium:
+            if not xenium.has_transcripts:
+                raise BadInput(
+                    f"run {self.run.id}, {self.run.xenium}",
+                    expected='transcripts, which unit = "he_nuclei" looks up by their place',
+                    found="none",
+                    remedy='copy the run\'s transcripts into it, or set unit = "xenium"',
+                )
+
+    @property
+    def _counts_he_nuclei(self) -> bool:
+        return self.config.cells.unit == "he_nuclei"
 
     def centres_px(self) -> Points:
         """(n, 2) centres of the instrument's cells in the image that the patches are cut from."""
@@ -257,10 +278,7 @@ class RunStages:
             if "nuclei" in self.built:
                 he_px_from_xenium_um, mpp, _ = self._image()
                 he = cells.HeSide(
-                    pq.read_table(
-                        self.built["nuclei"].folder / NUCLEI_FILE,
-                        columns=["nucleus_id", "x_px", "y_px", "area_um2", "polygon_px"],
-                    ),
+                    self._he_nuclei("nucleus_id", "x_px", "y_px", "area_um2", "polygon_px"),
                     he_px_from_xenium_um,
                     mpp,
                     read_cell_errors(self.built["registration"].folder),
@@ -272,7 +290,12 @@ class RunStages:
                 withdrawal = cells.Withdrawal(
                     self.run.donors, self.withdrawn, image_px_from_xenium_um
                 )
-            return cells.write_cells(out, xenium, self.configs.cells, species, he, withdrawal)
+            return cells.write_cells(
+                out, kept, xenium, self.configs.cells, species, he, withdrawal, self.blocks
+            )
+
+    def _he_nuclei(self, *columns: str) -> pa.Table:
+        return pq.read_table(self.built["nuclei"].folder / NUCLEI_FILE, columns=list(columns))
 
     def _tell_match_rate(self) -> None:
         """Warn where fewer nuclei match than the registration's error explains."""
@@ -309,11 +332,21 @@ class RunStages:
 
     def _write_shards(self, out: Path, kept: Path) -> dict[str, Any]:
         image_px_from_xenium_um, image_mpp, _ = self._image()
+        error_um = None
+        if self._counts_he_nuclei:
+            he_nuclei = self._he_nuclei("nucleus_id", "x_px", "y_px")
+            places = read_cell_places(self.built["registration"].folder)
+            error_um = he_cell_errors(he_nuclei, places)
+        elif self.run.slide:
+            error_um = read_cell_errors(self.built["registration"].folder)
         withdrawn_cell_ids: list[str] = []
         if self.withdrawn:
             table = cells.read_cells(self.built["cells"].folder)
-            with open_xenium(self.run.xenium) as xenium:
-                all_ids = xenium.read_cells()["cell_id"]
+            if self._counts_he_nuclei:
+                all_ids = pd.Series(he_cell_ids(he_nuclei["nucleus_id"].to_numpy()))
+            else:
+                with open_xenium(self.run.xenium) as xenium:
+                    all_ids = xenium.read_cells()["cell_id"]
             withdrawn_cell_ids = all_ids[~all_ids.isin(table["cell_id"])].tolist()
         return pack.write_shard_set(
             out,
@@ -325,9 +358,7 @@ class RunStages:
             image_px_from_xenium_um,
             image_mpp,
             self.blocks,
-            error_um=read_cell_errors(self.built["registration"].folder)
-            if self.run.slide
-            else None,
+            error_um=error_um,
             segmented="nuclei" in self.built,
             donors=self.run.donors,
             labels=self.run.labels,

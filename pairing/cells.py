@@ -16,10 +16,12 @@ from scipy import sparse
 from scipy.spatial import cKDTree
 
 from pairing.annotations import donors_of_cells
-from pairing.counts import count_by_cell
+from pairing.counts import COUNTS_FILES, MapTasks, save_array, write_counts
 from pairing.geometry import Transform
+from pairing.he_cells import count_by_place, he_cells_table
 from pairing.match import MATCH_COLUMNS, match_nuclei
 from pairing.match_rate import MatchRate, PlacedNuclei, match_rates
+from pairing.warp import Warp
 from pairing.xenium import XeniumRun
 from shards.artifact import write_atomically
 from shards.errors import BadInput
@@ -31,7 +33,6 @@ PANEL_FILE = "panel.json"
 NEIGHBORS_FILE = "neighbors.npy"
 # How many nuclei match from place to place (match_rate.REGION_COLUMNS); of runs with H&E nuclei.
 REGIONS_FILE = "match_regions.parquet"
-_COUNTS_FILES = ("counts_indptr.npy", "counts_indices.npy", "counts_data.npy")
 
 STAGE_VERSION = 3
 
@@ -39,8 +40,10 @@ STAGE_VERSION = 3
 class CellsOptions(Record):
     """`[cells]` of the config."""
 
-    unit: Literal["xenium"] = "xenium"
+    unit: Literal["xenium", "he_nuclei"] = "xenium"
     counts: Literal["auto"] = "auto"
+    # Of H&E nuclei into cells, which XOA too grew nuclei by; no larger than tiles have room for.
+    expansion_um: float = Field(default=5.0, ge=0, le=20)
     qv_min: float = Field(default=20, ge=0, le=40)
     neighbors_k: int = Field(default=8, ge=0, le=64)
     neighbors_radius_um: float = Field(default=50.0, gt=0)
@@ -60,7 +63,7 @@ class HeSide:
     """
 
     nuclei: pa.Table
-    px_from_xenium_um: Transform
+    px_from_xenium_um: Warp
     mpp: float
     error_um: pd.Series[float]
 
@@ -76,38 +79,42 @@ class Withdrawal:
 
 def write_cells(
     out: Path,
+    kept: Path,
     run: XeniumRun,
     config: CellsConfig,
     species: str,
     he: HeSide | None,
     withdrawal: Withdrawal | None = None,
+    map_tasks: MapTasks = map,
 ) -> dict[str, Any]:
     """Write the cells of `run` into `out`; returns the figures of the stage.
+
+    Tallies of transcripts are published in `kept` one by one, see `pairing.counts`.
 
     `he` is None where the run has no H&E segmentation; then no cell has an H&E nucleus. Cells of
     withdrawn donors are matched and neighboured like all, so that those of others are what they
     would be without a withdrawal, and then left out: they have no row, are in no figure, and later
     stages have not seen them.
     """
-    cells = run.read_cells()
-    nuclei = run.read_nuclei()
-    cell_of_nucleus = nuclei["cell_index"].to_numpy()
-    table = cells[["cell_id", "cell_area_um2", "nucleus_area_um2", "n_nuclei"]].copy()
-    table = table.join(_centres(cells, nuclei, config.center))
-    stays = _staying(table, withdrawal)
-    counts = count_by_cell(run, config.qv_min, stays)
-    n_counts = np.zeros(len(table), dtype=np.int64)
-    n_counts[stays] = np.asarray(counts.matrix.sum(axis=1)).ravel()
-    table["n_counts"] = n_counts
-    rate = None
-    if he is not None:
-        matched = match_nuclei(nuclei["polygon"].tolist(), he.nuclei, he.px_from_xenium_um, he.mpp)
-        table = table.join(_best_of_each_cell(matched, cell_of_nucleus, len(cells)))
-        has_match = matched["he_nucleus_id"].notna().to_numpy()
-        rate = _write_rates(out, he, cells["cell_id"], nuclei, has_match, stays)
+    if config.unit == "he_nuclei":
+        assert he is not None
+        table = he_cells_table(he.nuclei, he.px_from_xenium_um)
+        stays = _staying(table, withdrawal)
+        areas_um2, n_counts, counts_qc = count_by_place(
+            out, kept, run, config.qv_min, he.nuclei, he.px_from_xenium_um, he.mpp,
+            table, config.expansion_um, stays, map_tasks,
+        )  # fmt: skip
+        table["cell_area_um2"] = areas_um2
+        found = _Found(n_instrument_nuclei=None, rate=None)
     else:
-        table = table.assign(he_nucleus_id=pd.array([pd.NA] * len(cells), dtype="Int64"))
-        table = table.assign(**{name: np.nan for name in MATCH_COLUMNS[1:]})
+        cells, nuclei = run.read_cells(), run.read_nuclei()
+        table = cells[["cell_id", "cell_area_um2", "nucleus_area_um2", "n_nuclei"]].copy()
+        table = table.join(_centres(cells, nuclei, config.center))
+        stays = _staying(table, withdrawal)
+        n_counts, counts_qc = write_counts(out, kept, run, config.qv_min, stays, map_tasks)
+        table, found = _with_he_nuclei(out, table, nuclei, he, stays)
+    table["n_counts"] = 0
+    table.loc[stays, "n_counts"] = n_counts
     neighbors = find_neighbors(
         table[["x_um", "y_um"]].to_numpy(), config.neighbors_k, config.neighbors_radius_um
     )
@@ -115,35 +122,49 @@ def write_cells(
     panel = Panel.of(species, run.genes())
     pq.write_table(pa.Table.from_pandas(table, preserve_index=False), out / CELLS_FILE)
     write_atomically(out / PANEL_FILE, panel.model_dump_json(indent=1).encode())
-    _save(out / NEIGHBORS_FILE, _among(neighbors, stays))
-    matrix = counts.matrix
-    arrays = (
-        matrix.indptr.astype(np.int64),
-        matrix.indices.astype(np.int32),
-        matrix.data.astype(np.uint32),
-    )
-    for name, array in zip(_COUNTS_FILES, arrays, strict=True):
-        _save(out / name, array)
+    save_array(out / NEIGHBORS_FILE, _among(neighbors, stays))
     return {
+        "unit": config.unit,
         "n_cells": len(table),
         "n_genes": len(panel.genes),
         "panel_id": panel.panel_id,
-        "n_instrument_nuclei": int(np.append(stays, True)[cell_of_nucleus].sum()),
+        "n_instrument_nuclei": found.n_instrument_nuclei,
         "n_he_nuclei": he.nuclei.num_rows if he is not None else None,
         "n_matched": int(table["he_nucleus_id"].notna().sum()),
-        "match": rate.model_dump() if rate is not None else None,
-        "counts": counts.qc.model_dump(),
+        "match": found.rate.model_dump() if found.rate is not None else None,
+        "counts": counts_qc.model_dump(),
         "notes": list(run.notes),
     }
 
 
-def _save(path: Path, array: npt.NDArray[Any]) -> None:
-    """As `numpy.save`, which writes past Python's file and tells a full disk without its number."""
-    array = np.ascontiguousarray(array)
-    with path.open("wb") as f:
-        header = np.lib.format.header_data_from_array_1_0(array)
-        np.lib.format.write_array_header_1_0(f, header)
-        f.write(array.data)
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Nuclei of the instrument, and how many of them match; None where that is not asked."""
+
+    n_instrument_nuclei: int | None
+    rate: MatchRate | None
+
+
+def _with_he_nuclei(
+    out: Path,
+    table: pd.DataFrame,
+    nuclei: pd.DataFrame,
+    he: HeSide | None,
+    stays: npt.NDArray[np.bool_],
+) -> tuple[pd.DataFrame, _Found]:
+    """The instrument's cells with the H&E nucleus of each, or nulls; match rates go into a file."""
+    cell_of_nucleus = nuclei["cell_index"].to_numpy()
+    n_nuclei = int(np.append(stays, True)[cell_of_nucleus].sum())
+    if he is None:
+        table = table.assign(he_nucleus_id=pd.array([pd.NA] * len(table), dtype="Int64"))
+        table = table.assign(**{name: np.nan for name in MATCH_COLUMNS[1:]})
+        return table, _Found(n_nuclei, None)
+    matched = match_nuclei(nuclei["polygon"].tolist(), he.nuclei, he.px_from_xenium_um, he.mpp)
+    has_match = matched["he_nucleus_id"].notna().to_numpy()
+    rate = _write_rates(out, he, table["cell_id"], nuclei, has_match, stays)
+    return table.join(_best_of_each_cell(matched, cell_of_nucleus, len(table))), _Found(
+        n_nuclei, rate
+    )
 
 
 def read_cells(folder: Path) -> pd.DataFrame:
@@ -154,7 +175,7 @@ def read_cells(folder: Path) -> pd.DataFrame:
 def open_counts(folder: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
     """indptr, indices and data of the counts of a cells artifact, memory-mapped."""
     indptr, indices, data = (
-        np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in _COUNTS_FILES
+        np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in COUNTS_FILES
     )
     return indptr, indices, data
 

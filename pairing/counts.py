@@ -1,30 +1,51 @@
-"""Transcripts to sparse counts per cell, streamed, by the instrument's own assignment."""
+"""Transcripts to sparse counts per cell: tallied by spans anywhere, merged by windows of cells."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
+from pairing.tally import (
+    Assignment,
+    ByInstrument,
+    Tallies,
+    Tallying,
+    is_tallied,
+    tally_span,
+)
 from pairing.xenium import XeniumRun
+from pairing.xenium.id_index import IdIndex
+from shards.artifact import tell_found, written_aside
 from shards.errors import BadInput
 from shards.schema import Record
 
-_Tally = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]  # keys and counts
+COUNTS_FILES = ("counts_indptr.npy", "counts_indices.npy", "counts_data.npy")
+_IDS_FILE = "cell_ids.npz"
+
+# Runs a function that can be pickled over items with a length, anywhere, in any order.
+MapTasks = Callable[[Callable[[Any], str], Any], Iterable[str]]
 
 
 class CountsQc(Record):
     """What the transcripts of a run say of its quality, and how the counts were made.
 
+    `source` is `transcripts` (the instrument's assignment), `lookup` (where they lie) or `matrix`.
     `by_category` counts transcripts at `qv >= qv_min` inside cells, by the instrument's codeword
     category. `matrix_mismatches` is the number of (cell, gene) entries in which the counts and the
-    bundle's own matrix differ (null where it has none, or where the counts are the matrix).
+    bundle's own matrix differ (null where it has none, or where the counts are the matrix, or of
+    other cells).
     """
 
-    source: str  # transcripts | matrix
+    source: str
     n_transcripts: int
     n_low_quality: int
     n_unassigned: int
@@ -34,30 +55,30 @@ class CountsQc(Record):
     matrix_mismatches: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """`matrix` is (cells, genes) CSR of int64 raw counts with sorted indices and no zeros."""
+def write_counts(
+    out: Path,
+    kept: Path,
+    run: XeniumRun,
+    qv_min: float,
+    stays: npt.NDArray[np.bool_],
+    map_tasks: MapTasks,
+) -> tuple[npt.NDArray[np.int64], CountsQc]:
+    """Gene counts of the instrument's cells at `qv >= qv_min`: by its assignment, else its matrix.
 
-    matrix: sparse.csr_matrix
-    qc: CountsQc
+    Writes COUNTS_FILES into `out`, CSR over the cells that `stays` marks: others are as if the
+    instrument had not seen them, and what it found inside them is part of no figure. Returns the
+    sum of each of those cells. Spans of the transcripts are tallied by `map_tasks`, anywhere and in
+    any order, and published in `kept`; those that lie there already are not read again.
 
-
-def count_by_cell(
-    run: XeniumRun, qv_min: float, only: npt.NDArray[np.bool_] | None = None
-) -> Counts:
-    """Gene counts of every cell at `qv >= qv_min`: from the transcripts, else from the matrix.
-
-    `only` marks the cells to count, others are as if the instrument had not seen them: they have no
-    row of the matrix, and what it found inside them is part of no figure.
-
-    Memory is one batch of transcripts and the non-zero entries, never the table. Raises BadInput
-    where the bundle has neither or a table without a single transcript, and where counts are only
-    in the matrix (made at qv >= 20) and another `qv_min` is asked for.
+    Memory is one batch of transcripts, one window of cells and some bytes a cell, never the table.
+    Raises BadInput where the bundle has neither or a table without a single transcript, and where
+    counts are only in the matrix (made at qv >= 20) and another `qv_min` is asked for.
     """
-    if only is None:
-        only = np.ones(run.n_cells, dtype=bool)
     if run.has_transcripts:
-        return _from_transcripts(run, qv_min, only)
+        ids = kept / _IDS_FILE
+        with written_aside(ids) as path:
+            IdIndex.of(run.read_cells()["cell_id"].tolist()).save(path)
+        return count_transcripts(out, kept, run, qv_min, ByInstrument(ids), stays, map_tasks)
     matrix = run.read_matrix()
     if matrix is None:
         raise BadInput(
@@ -73,78 +94,134 @@ def count_by_cell(
             found=f"qv_min = {qv_min} and a bundle without transcripts",
             remedy="set qv_min = 20, or give the bundle with its transcripts",
         )
-    matrix = matrix[only]
-    return Counts(matrix, _qc("matrix", matrix, 0, 0, 0, {}, None))
+    written = _write(out, [matrix[stays]])
+    return written.n_of_cell, CountsQc(
+        source="matrix",
+        n_transcripts=0,
+        n_low_quality=0,
+        n_unassigned=0,
+        by_category={},
+        n_entries=written.n_entries,
+        n_counts=int(written.n_of_cell.sum()),
+        matrix_mismatches=None,
+    )
 
 
-def _from_transcripts(run: XeniumRun, qv_min: float, only: npt.NDArray[np.bool_]) -> Counts:
-    n_genes = len(run.genes())
-    seen_in_cell = np.append(only, True)  # the last is that of cell -1, outside of all
-    # (key, count) of what was read, in parts that shrink: merging each batch into all that came
-    # before it would take time with the square of the transcripts.
-    parts: list[_Tally] = []
-    n_transcripts = n_low = n_unassigned = 0
-    by_category: dict[str, int] = {}
-    for batch in run.iter_transcripts():
-        seen = seen_in_cell[batch.cell_index]
-        good = seen & (batch.qv >= qv_min)
-        inside = good & (batch.cell_index >= 0)
-        n_transcripts += int(seen.sum())
-        n_low += int((seen & ~good).sum())
-        n_unassigned += int((good & ~inside).sum())
-        tally = np.bincount(batch.category[inside], minlength=len(batch.category_names))
-        for name, n in zip(batch.category_names, tally.tolist(), strict=True):
-            by_category[name] = by_category.get(name, 0) + n
-        genes = inside & (batch.gene_index >= 0)
-        key = batch.cell_index[genes].astype(np.int64) * n_genes + batch.gene_index[genes]
-        part = np.unique(key, return_counts=True)
-        while parts and len(parts[-1][0]) <= 2 * len(part[0]):
-            part = _merge(parts.pop(), part)
-        parts.append(part)
-    if n_transcripts == 0:
-        raise BadInput(
-            run.path,
-            expected="at least one transcript",
-            found="a table of transcripts without a row",
-            remedy="copy the table again; without transcripts there is nothing to pair",
+def count_transcripts(
+    out: Path,
+    kept: Path,
+    run: XeniumRun,
+    qv_min: float,
+    assignment: Assignment,
+    stays: npt.NDArray[np.bool_],
+    map_tasks: MapTasks,
+) -> tuple[npt.NDArray[np.int64], CountsQc]:
+    """As `write_counts`, of transcripts that are given to cells by `assignment`."""
+    by_instrument = isinstance(assignment, ByInstrument)
+    tallying = Tallying(
+        kept=kept,
+        table=run.transcripts,
+        symbols=tuple(gene.symbol for gene in run.genes()),
+        n_cells=len(stays),
+        assignment=assignment,
+        qv_min=qv_min,
+        left_out=None if stays.all() else ~stays,
+    )
+    spans = run.transcripts.spans()
+    left = [span for span in spans if not is_tallied(kept, span)]
+    tell_found(len(spans) - len(left), len(spans))
+    for _ in map_tasks(partial(tally_span, tallying), left):
+        pass
+    with ExitStack() as stack:
+        tallies = Tallies(tallying, spans, stack)
+        n_transcripts = sum(f.n_transcripts for f in tallies.figures)
+        if n_transcripts == 0:
+            raise BadInput(
+                run.path,
+                expected="at least one transcript",
+                found="a table of transcripts without a row",
+                remedy="copy the table again; without transcripts there is nothing to pair",
+            )
+        n_mismatches: int | None = None
+
+        def staying() -> Iterator[sparse.csr_matrix]:
+            nonlocal n_mismatches
+            for rows, counts in tallies.windows():
+                own = run.read_matrix(rows) if by_instrument and qv_min == 20 else None
+                if own is not None:
+                    n_mismatches = (n_mismatches or 0) + (counts != own)[stays[rows]].nnz
+                yield counts[stays[rows]]
+
+        written = _write(out, staying())
+        by_category: Counter[str] = Counter()
+        for figures in tallies.figures:
+            by_category.update(figures.by_category)
+        return written.n_of_cell, CountsQc(
+            source="transcripts" if by_instrument else "lookup",
+            n_transcripts=n_transcripts,
+            n_low_quality=sum(f.n_low_quality for f in tallies.figures),
+            n_unassigned=sum(f.n_unassigned for f in tallies.figures),
+            by_category={k: v for k, v in sorted(by_category.items()) if v},
+            n_entries=written.n_entries,
+            n_counts=int(written.n_of_cell.sum()),
+            matrix_mismatches=n_mismatches,
         )
-    keys, values = reduce(_merge, reversed(parts))
-    matrix = sparse.csr_matrix(
-        (values, (keys // n_genes, keys % n_genes)), shape=(run.n_cells, n_genes), dtype=np.int64
-    )[only]
-    own = run.read_matrix() if qv_min == 20 else None
-    mismatches = None if own is None else int((matrix != own[only]).nnz)
-    return Counts(
-        matrix,
-        _qc("transcripts", matrix, n_transcripts, n_low, n_unassigned, by_category, mismatches),
-    )
 
 
-def _merge(a: _Tally, b: _Tally) -> _Tally:
-    """Sum of two sparse vectors, keys ascending."""
-    keys, values = (np.concatenate(pair) for pair in zip(a, b, strict=True))
-    order = np.argsort(keys, kind="stable")  # which makes use of what is sorted already
-    keys = keys[order]
-    first = np.flatnonzero(np.diff(keys, prepend=-1))
-    return keys[first], np.add.reduceat(values[order], first)
+@dataclass(frozen=True, slots=True)
+class _Written:
+    n_of_cell: npt.NDArray[np.int64]
+    n_entries: int
 
 
-def _qc(
-    source: str,
-    matrix: sparse.csr_matrix,
-    n_transcripts: int,
-    n_low: int,
-    n_unassigned: int,
-    by_category: dict[str, int],
-    mismatches: int | None,
-) -> CountsQc:
-    return CountsQc(
-        source=source,
-        n_transcripts=n_transcripts,
-        n_low_quality=n_low,
-        n_unassigned=n_unassigned,
-        by_category={k: v for k, v in sorted(by_category.items()) if v},
-        n_entries=int(matrix.nnz),
-        n_counts=int(matrix.sum()),
-        matrix_mismatches=mismatches,
-    )
+def _write(out: Path, windows: Iterable[sparse.csr_matrix]) -> _Written:
+    """Write the rows of all windows, one after the other, as COUNTS_FILES."""
+    n_entries_of_cell, n_of_cell = [np.zeros(1, np.int64)], [np.zeros(0, np.int64)]
+    with ExitStack() as stack:
+        indices = stack.enter_context(_GrowingArray(out / COUNTS_FILES[1], np.int32))
+        data = stack.enter_context(_GrowingArray(out / COUNTS_FILES[2], np.uint32))
+        for window in windows:
+            n_entries_of_cell.append(np.diff(window.indptr).astype(np.int64))
+            n_of_cell.append(np.asarray(window.sum(axis=1), dtype=np.int64).ravel())
+            indices.append(window.indices)
+            data.append(window.data)
+    indptr = np.cumsum(np.concatenate(n_entries_of_cell))
+    save_array(out / COUNTS_FILES[0], indptr)
+    return _Written(np.concatenate(n_of_cell), int(indptr[-1]))
+
+
+class _GrowingArray:
+    """A .npy file of one axis whose length is known at the end."""
+
+    def __init__(self, path: Path, dtype: npt.DTypeLike) -> None:
+        self._file = path.open("wb")
+        self._dtype = np.dtype(dtype)
+        self._n = 0
+        self._write_header()
+
+    def __enter__(self) -> _GrowingArray:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # numpy leaves room in a header for an axis that grows, so that its size stays.
+        self._file.seek(0)
+        self._write_header()
+        self._file.close()
+
+    def _write_header(self) -> None:
+        header = np.lib.format.header_data_from_array_1_0(np.zeros(0, self._dtype))
+        header["shape"] = (self._n,)
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+    def append(self, values: npt.NDArray[Any]) -> None:
+        self._file.write(np.ascontiguousarray(values, self._dtype).data)
+        self._n += len(values)
+
+
+def save_array(path: Path, array: npt.NDArray[Any]) -> None:
+    """As `numpy.save`, which writes past Python's file and tells a full disk without its number."""
+    array = np.ascontiguousarray(array)
+    with path.open("wb") as f:
+        header = np.lib.format.header_data_from_array_1_0(array)
+        np.lib.format.write_array_header_1_0(f, header)
+        f.write(array.data)

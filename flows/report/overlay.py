@@ -20,6 +20,7 @@ from flows.report.views import Scene, three_zooms
 from pairing import patches
 from pairing.annotations import CSV_SUFFIX, Outline, read_regions
 from pairing.geometry import Affine
+from pairing.registration.record import read_cell_errors
 from pairing.slide import Slide, open_slide
 from pairing.warp import Warp
 from pairing.xenium import open_xenium
@@ -47,13 +48,16 @@ class Nuclei:
 def read_nuclei(curated: CuratedRun, table: pd.DataFrame) -> Nuclei:
     """The nuclei of a curated run; `table` is of its cells artifact.
 
-    Rows of cells are those of `table`. Nuclei of cells that it lacks, of withdrawn donors, are left
-    out.
+    Rows of cells are those of `table`, or of the registration where cells are H&E nuclei.
+    Nuclei of cells that it lacks, of withdrawn donors, are left out.
     """
     with open_xenium(curated.config.xenium) as xenium:
         instrument = xenium.read_nuclei()
         cell_ids = xenium.read_cells()["cell_id"]
-    row = np.append(pd.Index(table["cell_id"]).get_indexer(cell_ids), -1)  # the last: of no cell
+    known = pd.Index(table["cell_id"])
+    if curated.built["cells"].summary["unit"] == "he_nuclei":  # whose ids are others
+        known = read_cell_errors(curated.built["registration"].folder).index
+    row = np.append(known.get_indexer(cell_ids), -1)  # the last: of no cell
     had_cell = instrument["cell_index"] >= 0
     instrument = instrument.assign(cell_index=row[instrument["cell_index"].to_numpy()])
     instrument = instrument[~had_cell | (instrument["cell_index"] >= 0)]

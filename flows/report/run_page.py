@@ -125,10 +125,14 @@ def run_page(
         registration = judged(record, config.registration.max_median_error_um)
     nuclei = read_nuclei(curated, table)
     views, corners = pictures(config, curated, warp, nuclei, table, kept)
-    fit = _fit(registration, warp, nuclei, table, folder)
+    fit = None
+    if config.cells.unit == "xenium":
+        fit = _fit(registration, warp, nuclei, table, folder)
     n_by_gene, n_cells_by_gene = by_gene(counts)
     summary = built["cells"].summary
-    figures = cell_figures(table, counts, n_by_gene, has_nuclei="nuclei" in built)
+    # Cells that are H&E nuclei have each its own: there is nothing to match.
+    has_nuclei = "nuclei" in built and config.cells.unit == "xenium"
+    figures = cell_figures(table, counts, n_by_gene, has_nuclei=has_nuclei)
     return RunPage(
         run=curated.config.id,
         donors=donor_rows(manifest, built["shards"].summary["n_cells_of_donor"], splits),
@@ -141,7 +145,7 @@ def run_page(
         ),
         fit=fit,
         segmentation=_segmentation(curated),
-        why_no_fit=None if fit else _why_no_fit(curated),
+        why_no_fit=None if fit else _why_no_fit(config, curated),
         totals=manifest.totals,
         figures=figures,
         counts_qc=summary["counts"],
@@ -239,7 +243,12 @@ def _segmentation(curated: CuratedRun) -> NucleiParts | None:
         return nuclei_parts(folder / NUCLEI_FILE, facts, slide.size_px, slide.mpp)
 
 
-def _why_no_fit(curated: CuratedRun) -> str:
+def _why_no_fit(config: CurateConfig, curated: CuratedRun) -> str:
+    if config.cells.unit == "he_nuclei":
+        return (
+            'The cells of this run are the H&E nuclei themselves (unit = "he_nuclei"): none is '
+            "matched to the instrument's, and the alignment is judged by the registration alone."
+        )
     if curated.config.slide is None:
         return (
             "This run has no H&E slide: patches, cells and nuclei are of one image and in one "

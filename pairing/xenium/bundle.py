@@ -23,7 +23,7 @@ from pairing.xenium.features import GENE_TYPE, PROTEIN_TYPE
 from pairing.xenium.files import BundleFiles, ZipFiles, parsed
 from pairing.xenium.manifest import read_manifest
 from pairing.xenium.masks import Masks
-from pairing.xenium.matrix import matrix_name, read_matrix
+from pairing.xenium.matrix import H5, matrix_name, read_barcodes, read_matrix
 from pairing.xenium.nuclei import nuclei_of_masks, nuclei_of_polygons
 from pairing.xenium.panel import BundlePanel
 from pairing.xenium.polygons import NO_POLYGONS, PolygonTable, read_polygons
@@ -34,6 +34,7 @@ from shards.errors import BadInput
 from shards.schema import Gene
 
 _TRANSCRIPTS, _CELLS, _MASKS = "transcripts", "cells", "cells.zarr.zip"
+_ALL = slice(None)
 _CELL_POLYGONS, _NUCLEUS_POLYGONS = "cell_boundaries", "nucleus_boundaries"
 # The DAPI image of the layouts since XOA 1.0. A manifest may list images that are not there.
 _DAPI = (
@@ -92,7 +93,7 @@ class BundleRun:
 
     @cached_property
     def _genes(self) -> tuple[Gene, ...]:
-        return self._panel.genes if self._panel.names_genes else self._transcripts.genes_seen()
+        return self._panel.genes if self._panel.names_genes else self.transcripts.genes_seen()
 
     @cached_property
     def _rows(self) -> pd.DataFrame:
@@ -185,19 +186,25 @@ class BundleRun:
         return row_of_cell(self.path, self._rows["cell_id"], cell_id)
 
     @cached_property
-    def _transcripts(self) -> TranscriptTable:
+    def transcripts(self) -> TranscriptTable:
         return TranscriptTable([self._table(_TRANSCRIPTS)], self._panel.kinds)
 
     def iter_transcripts(self, batch_rows: int = 1_000_000) -> Iterator[TranscriptBatch]:
-        return self._transcripts.iter_batches(
+        return self.transcripts.iter_batches(
             self._rows["cell_id"].tolist(), self.genes(), batch_rows
         )
 
-    def read_matrix(self) -> sparse.csr_matrix | None:
+    def read_matrix(self, cells: slice = _ALL) -> sparse.csr_matrix | None:
         if not self._panel.has_matrix:
             return None
         is_gene = (self._panel.features["feature_type"] == GENE_TYPE).to_numpy()
-        matrix = self._whole_matrix[:, np.flatnonzero(is_gene)].tocsr()
+        order = self._barcode_of_cell
+        in_order = np.array_equal(order, np.arange(self.n_cells))
+        if cells != _ALL and in_order and matrix_name(self._files) == H5:
+            some = read_matrix(self._files, cells)
+        else:
+            some = self._whole_matrix[cells]
+        matrix = some[:, np.flatnonzero(is_gene)].tocsr()
         matrix.sort_indices()
         return matrix
 
@@ -214,9 +221,9 @@ class BundleRun:
         )
 
     @cached_property
-    def _whole_matrix(self) -> sparse.csr_matrix:
-        """(cells, features), cells in the order of the cells table."""
-        matrix, barcodes = read_matrix(self._files)
+    def _barcode_of_cell(self) -> npt.NDArray[np.int64]:
+        """Which row of the stored matrix is that of each cell."""
+        barcodes = read_barcodes(self._files)
         row = row_of_cell(self.path, self._rows["cell_id"], barcodes)
         if not np.array_equal(np.sort(row), np.arange(self.n_cells)):
             raise BadInput(
@@ -225,7 +232,12 @@ class BundleRun:
                 found=f"{len(barcodes)} barcodes that are not the same cells",
                 remedy="take all files of the bundle from one run of the analysis software",
             )
-        return matrix[np.argsort(row)]
+        return np.argsort(row)
+
+    @cached_property
+    def _whole_matrix(self) -> sparse.csr_matrix:
+        """(cells, features), cells in the order of the cells table."""
+        return read_matrix(self._files)[self._barcode_of_cell]
 
     def read_labels(self, kind: Literal["cell", "nucleus"]) -> LabelRaster | None:
         return None if self._masks is None else self._masks.labels(kind)

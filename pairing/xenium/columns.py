@@ -89,7 +89,7 @@ def is_text(kind: pa.DataType) -> bool:
 
 def encoded(
     path: Path, name: str, column: pa.Array | pa.ChunkedArray
-) -> tuple[pa.StringArray, npt.NDArray[np.int64]]:
+) -> tuple[pa.StringArray, npt.NDArray[np.integer[Any]]]:
     """Distinct values of a text column, and for each row which one it is.
 
     Bytes are UTF-8, whole numbers become their decimal text. Raises BadInput on other types and
@@ -109,7 +109,7 @@ def encoded(
         column = column.dictionary_encode()
     with parsed(path):
         column.validate(full=True)  # damaged pages may hold codes of no value
-        return column.dictionary.cast(pa.string()), column.indices.to_numpy().astype(np.int64)
+        return column.dictionary.cast(pa.string()), column.indices.to_numpy()
 
 
 def text_of(path: Path, name: str, table: pa.Table) -> npt.NDArray[np.object_]:

@@ -21,6 +21,8 @@ _FEATURES, _BARCODES, _ENTRIES = (
     for name in ("features.tsv.gz", "barcodes.tsv.gz", "matrix.mtx.gz")
 )
 
+_ALL = slice(None)
+
 
 def matrix_name(files: BundleFiles) -> str | None:
     """Name of the file that the counts are read from; None where the bundle has no matrix."""
@@ -49,8 +51,18 @@ def read_features(files: BundleFiles) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["id", "name", "feature_type"], dtype=object)
 
 
-def read_matrix(files: BundleFiles) -> tuple[sparse.csr_matrix, npt.NDArray[np.object_]]:
-    """(cells, features) counts, int64, and the barcode of every row of it.
+def read_barcodes(files: BundleFiles) -> npt.NDArray[np.object_]:
+    """The cell of every column of the matrix, in its order."""
+    if H5 in files.names:
+        path = files.path(H5)
+        with parsed(path), h5py.File(path) as file:
+            barcodes: npt.NDArray[np.object_] = file["matrix/barcodes"].asstr()[:]
+            return barcodes
+    return np.array([row[0] for row in _read_tsv(files.path(_BARCODES))], object)
+
+
+def read_matrix(files: BundleFiles, cells: slice = _ALL) -> sparse.csr_matrix:
+    """(cells, features) counts, int64: of all cells, or of consecutive ones of an H5 file.
 
     Both files hold (features, cells). Protein rows are intensities, scaled to whole numbers.
     """
@@ -58,25 +70,28 @@ def read_matrix(files: BundleFiles) -> tuple[sparse.csr_matrix, npt.NDArray[np.o
         path = files.path(H5)
         with parsed(path), h5py.File(path) as file:
             group = file["matrix"]
+            n_features, n_cells = group["shape"][:].tolist()
+            first, end, _ = cells.indices(n_cells)
             # CSC of the transpose is CSR of what is asked for.
-            parts = tuple(group[k][:] for k in ("data", "indices", "indptr"))
-            shape = tuple(group["shape"][:][::-1])
-            barcodes = group["barcodes"].asstr()[:]
-            matrix = sparse.csr_matrix(parts, shape=shape, dtype=np.int64)
+            indptr = group["indptr"][first : end + 1]
+            entries = slice(int(indptr[0]), int(indptr[-1]))
+            parts = (group["data"][entries], group["indices"][entries], indptr - indptr[0])
+            matrix = sparse.csr_matrix(parts, shape=(end - first, n_features), dtype=np.int64)
+            expected = len(group["barcodes"]), len(group["features/name"])
     else:
         path = files.path(_ENTRIES)
         with parsed(path):
             matrix = sparse.csr_matrix(io.mmread(path).T, dtype=np.int64)
-        barcodes = np.array([row[0] for row in _read_tsv(files.path(_BARCODES))], object)
-    n_features = len(read_features(files))
-    if matrix.shape != (len(barcodes), n_features):
+        n_cells = matrix.shape[0]
+        expected = len(read_barcodes(files)), len(read_features(files))
+    if (n_cells, matrix.shape[1]) != expected:
         raise BadInput(
             path,
-            expected=f"counts of {n_features} features in {len(barcodes)} cells",
-            found=f"{matrix.shape[1]} features in {matrix.shape[0]} cells",
+            expected=f"counts of {expected[1]} features in {expected[0]} cells",
+            found=f"{matrix.shape[1]} features in {n_cells} cells",
             remedy="take all files of the matrix from one run of the analysis software",
         )
-    return matrix, barcodes
+    return matrix
 
 
 def _read_tsv(path: Path) -> list[list[str]]:

@@ -23,7 +23,7 @@ from pairing.xenium.bundle import BundleRun
 from pairing.xenium.files import MANIFEST, FolderFiles, ZipFiles, is_spatialdata
 from pairing.xenium.rasters import LabelRaster
 from pairing.xenium.spatialdata import StoreRun
-from pairing.xenium.transcripts import TranscriptBatch
+from pairing.xenium.transcripts import TranscriptBatch, TranscriptTable
 from shards.errors import BadInput
 from shards.schema import Gene
 
@@ -83,11 +83,21 @@ class XeniumRun(Protocol):
     def read_cell_polygons(self) -> list[shapely.Polygon | None]:
         """Outline of every cell in µm, in the order of `read_cells`; None where it has none."""
 
+    @property
+    def transcripts(self) -> TranscriptTable:
+        """The table of the transcripts, to be read span by span on other workers too.
+
+        Its files are there for as long as the run is open.
+        """
+
     def iter_transcripts(self, batch_rows: int = 1_000_000) -> Iterator[TranscriptBatch]:
         """All transcripts in the instrument's order, with its own assignment to cells."""
 
-    def read_matrix(self) -> sparse.csr_matrix | None:
-        """(cells, genes) int64 counts as the instrument made them; None where there is none."""
+    def read_matrix(self, cells: slice = ...) -> sparse.csr_matrix | None:
+        """(cells, genes) int64 counts as the instrument made them; None where there is none.
+
+        Of all cells, or of consecutive ones, for which the usual layout is not read whole.
+        """
 
     def read_control_counts(self) -> pd.DataFrame | None:
         """Counts of every cell by kind of control (a feature type a column); None if unknown."""

@@ -32,6 +32,7 @@ from pairing.xenium.transcripts import TranscriptBatch, TranscriptTable
 from shards.errors import BadInput
 from shards.schema import Gene
 
+_ALL = slice(None)
 _POINTS = "points/transcripts"
 _IMAGES = ("images/morphology_focus", "images/morphology_mip")
 _SPECIES_OF_PREFIX = {"ENSG": "human", "ENSMUSG": "mouse"}
@@ -104,7 +105,7 @@ class StoreRun:
     @cached_property
     def _genes(self) -> tuple[Gene, ...]:
         if not self._names_genes:
-            return self._transcripts.genes_seen()
+            return self.transcripts.genes_seen()
         var = self._var[self._is_gene]
         ids = var["gene_ids"] if "gene_ids" in var else pd.Series("", index=var.index)
         return genes_of(self.path, var.index.astype(str), ids.astype(str))
@@ -179,7 +180,7 @@ class StoreRun:
         return polygon, row_of_cell(self.path, self._rows["cell_id"], cell_ids)
 
     @cached_property
-    def _transcripts(self) -> TranscriptTable:
+    def transcripts(self) -> TranscriptTable:
         files = (self.path / _POINTS / "points.parquet").glob("part.*.parquet")
         paths = sorted(files, key=lambda p: int(p.name.split(".")[1]))
         if not paths:
@@ -191,13 +192,15 @@ class StoreRun:
         return TranscriptTable(paths, kinds, x="x", y="y")
 
     def iter_transcripts(self, batch_rows: int = 1_000_000) -> Iterator[TranscriptBatch]:
-        return self._transcripts.iter_batches(
+        return self.transcripts.iter_batches(
             self._rows["cell_id"].tolist(), self.genes(), batch_rows
         )
 
-    def read_matrix(self) -> sparse.csr_matrix | None:
-        if not self._names_genes:
-            return None
+    def read_matrix(self, cells: slice = _ALL) -> sparse.csr_matrix | None:
+        return self._counts[cells] if self._names_genes else None
+
+    @cached_property
+    def _counts(self) -> sparse.csr_matrix:
         matrix = sparse.csr_matrix(_element(self._table["X"]))[:, np.flatnonzero(self._is_gene)]
         counts = matrix.astype(np.int64)
         if (counts != matrix).nnz:

@@ -1,4 +1,4 @@
-"""Stream transcripts from Parquet or csv.gz, in memory of one batch."""
+"""Stream transcripts from Parquet or csv.gz: span by span, in memory of one batch."""
 
 from __future__ import annotations
 
@@ -32,13 +32,21 @@ from pairing.xenium.features import (
     category_of_codeword,
 )
 from pairing.xenium.files import parsed
+from pairing.xenium.id_index import IdIndex
 from shards.errors import BadInput
 from shards.schema import Gene
 
 _TEXTS = ("cell_id", "feature_name", "codeword_category")
-# Parquet says whether a transcript is a gene's since XOA 3.0, earlier ones by name alone.
-_OPTIONAL = ("overlaps_nucleus", "codeword_category", "is_gene")
+# What tells the gene, or the kind of control, of a transcript. Parquet says whether it is a gene's
+# since XOA 3.0, earlier ones by name alone.
+FEATURE_COLUMNS = ("feature_name", "codeword_category", "is_gene")
 _CSV_BLOCK_BYTES = 16 << 20
+# Of Parquet as much as is decoded at a time is also read at a time, of row groups of any size.
+_READ_BYTES = 1 << 20
+# Rows at a time, of all columns some 40 MB.
+BATCH_ROWS = 1_000_000
+# What one worker reads at a time is some seconds of work.
+SPAN_ROWS = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +67,65 @@ class TranscriptBatch:
     qv: npt.NDArray[np.float32]
     overlaps_nucleus: npt.NDArray[np.bool_] | None
     category_names: tuple[str, ...] = CATEGORY_NAMES
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Consecutive row groups of one file, or the whole of a csv: what one worker reads.
+
+    `row_groups` is half-open, None for a csv; `first_row` counts from the file's beginning.
+    """
+
+    name: str
+    path: Path
+    row_groups: tuple[int, int] | None
+    first_row: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Consecutive rows of a table as they are stored; each column is read when it is asked for.
+
+    Methods raise BadInput where a value is missing, or names what the bundle does not have.
+    """
+
+    table: TranscriptTable
+    path: Path
+    first_row: int
+    stored: pa.RecordBatch
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def cell_index(self, cells: IdIndex) -> npt.NDArray[np.int32]:
+        """The cell that the instrument gave each transcript to; -1 for none."""
+        ids, codes = encoded(self.path, "cell_id", self.stored.column("cell_id"))
+        of_cell = cells.find(ids)
+        no_cell = pc.is_in(ids, value_set=pa.array(NO_CELL)).to_numpy(zero_copy_only=False)
+        unknown = (of_cell < 0) & ~no_cell
+        if unknown.any() and (lost := np.flatnonzero(unknown[codes])).size:
+            _raise_unknown(self.path, "cell", "the bundle's cells", ids[codes[lost[0]]].as_py())
+        found: npt.NDArray[np.int32] = of_cell[codes]
+        return found
+
+    def genes(self, symbols: pa.StringArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
+        """Index into `symbols` (-1 where the transcript is no gene's), and category."""
+        names, codes = encoded(self.path, "feature_name", self.stored.column("feature_name"))
+        category = self.table.category(self.path, self.stored, names, codes)
+        of_name = pc.index_in(names, value_set=symbols).fill_null(-1).to_numpy()
+        gene_index = np.where(category == GENE, of_name[codes], np.int32(-1))
+        if (of_name < 0).any():
+            lost = np.flatnonzero((category == GENE) & (gene_index < 0))
+            if len(lost):
+                name = names[codes[lost[0]]].as_py()
+                _raise_unknown(self.path, "gene", "the bundle's panel", name)
+        return gene_index, category
+
+    def numbers(self, name: str) -> npt.NDArray[np.float32]:
+        """A column of finite numbers."""
+        values = numbers_of(self.path, name, self.stored, np.float32)
+        refuse_not_finite(self.path, name, values, self.first_row)
+        return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +167,42 @@ class TranscriptTable:
         number = ("a floating-point number", pa.types.is_floating)
         return {"cell_id": text, "feature_name": text, self.x: number, self.y: number, "qv": number}
 
-    def _batches(self, path: Path, wanted: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
-        present = set(column_names(path))
+    def spans(self) -> list[Span]:
+        """The table in parts of some SPAN_ROWS, each read apart; a csv can't be parted."""
+        spans = []
+        for number, path in enumerate(self.paths):
+            if is_csv(path):
+                spans.append(Span(f"span-{number:05d}-00000", path, None, 0))
+                continue
+            with parsed(path):
+                metadata = pq.read_metadata(path)
+            sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+            ends = np.cumsum(sizes)
+            first = 0
+            while first < len(sizes):
+                before = int(ends[first]) - sizes[first]
+                last = max(first + 1, int(np.searchsorted(ends, before + SPAN_ROWS, side="right")))
+                name = f"span-{number:05d}-{first:05d}"
+                spans.append(Span(name, path, (first, last), before))
+                first = last
+        return spans
+
+    def read(self, span: Span, wanted: Sequence[str], rows: int | None = None) -> Iterator[Rows]:
+        """The `wanted` columns of a span, those of them that there are, some rows at a time.
+
+        One thread decodes them: work on many spans at once is the caller's.
+        """
+        rows = rows or BATCH_ROWS
+        present = set(column_names(span.path))
         columns = [c for c in wanted if c in present]
-        return (self._csv_batches if is_csv(path) else _parquet_batches)(path, columns, rows)
+        if span.row_groups is None:
+            batches = self._csv_batches(span.path, columns, rows)
+        else:
+            batches = _parquet_batches(span.path, columns, range(*span.row_groups), rows)
+        first_row = span.first_row
+        for batch in batches:
+            yield Rows(self, span.path, first_row, batch)
+            first_row += len(batch)
 
     def _csv_batches(self, path: Path, columns: list[str], rows: int) -> Iterator[pa.RecordBatch]:
         types = {
@@ -126,11 +225,12 @@ class TranscriptTable:
     def genes_seen(self) -> tuple[Gene, ...]:
         """Genes of at least one transcript, by symbol: a panel for runs that name none."""
         seen: set[str] = set()
-        columns = ["feature_name", "is_gene", "codeword_category"]
-        for path in self.paths:
-            for batch in self._batches(path, columns, 1_000_000):
-                names, codes = encoded(path, "feature_name", batch.column("feature_name"))
-                used = np.unique(codes[self._category(path, batch, names, codes) == GENE])
+        for span in self.spans():
+            for part in self.read(span, FEATURE_COLUMNS):
+                column = part.stored.column("feature_name")
+                names, codes = encoded(part.path, "feature_name", column)
+                category = self.category(part.path, part.stored, names, codes)
+                used = np.unique(codes[category == GENE])
                 seen.update(names.take(pa.array(used)).to_pylist())
         return tuple(Gene(symbol=name) for name in sorted(seen))
 
@@ -142,59 +242,34 @@ class TranscriptTable:
         Raises BadInput where a transcript names a cell or a gene that the bundle doesn't have,
         or has no position.
         """
-        cell_set = pa.array(cell_ids, pa.string())
-        gene_set = pa.array([gene.symbol for gene in genes], pa.string())
-        for path in self.paths:
-            first_row = 0
-            for batch in self._batches(path, [*self._required(), *_OPTIONAL], rows):
-                yield self._told(path, batch, first_row, cell_set, gene_set)
-                first_row += len(batch)
+        cells = IdIndex.of(cell_ids)
+        symbols = pa.array([gene.symbol for gene in genes], pa.string())
+        wanted = ("cell_id", *FEATURE_COLUMNS, self.x, self.y, "qv", "overlaps_nucleus")
+        for span in self.spans():
+            for part in self.read(span, wanted, rows):
+                gene_index, category = part.genes(symbols)
+                overlaps = None
+                if "overlaps_nucleus" in part.stored.schema.names:
+                    overlaps = numbers_of(part.path, "overlaps_nucleus", part.stored, np.bool_)
+                yield TranscriptBatch(
+                    cell_index=part.cell_index(cells),
+                    gene_index=gene_index,
+                    category=category,
+                    x_um=part.numbers(self.x),
+                    y_um=part.numbers(self.y),
+                    qv=part.numbers("qv"),
+                    overlaps_nucleus=overlaps,
+                )
 
-    def _told(
-        self,
-        path: Path,
-        batch: pa.RecordBatch,
-        first_row: int,
-        cell_set: pa.StringArray,
-        gene_set: pa.StringArray,
-    ) -> TranscriptBatch:
-        cells, cell_codes = encoded(path, "cell_id", batch.column("cell_id"))
-        names, codes = encoded(path, "feature_name", batch.column("feature_name"))
-        category = self._category(path, batch, names, codes)
-        of_name = _positions(names, gene_set)
-        gene_index = np.where(category == GENE, of_name[codes], np.int32(-1))
-        lost = codes[(category == GENE) & (gene_index < 0)]
-        if len(lost):
-            _raise_unknown(path, "gene", "the bundle's panel", names[int(lost[0])].as_py())
-        of_cell = _positions(cells, cell_set)
-        for code in np.unique(cell_codes[of_cell[cell_codes] < 0]).tolist():
-            if cells[code].as_py() not in NO_CELL:
-                _raise_unknown(path, "cell", "the bundle's cells", cells[code].as_py())
-        x_um, y_um, qv = (
-            numbers_of(path, name, batch, np.float32) for name in (self.x, self.y, "qv")
-        )
-        for name, values in ((self.x, x_um), (self.y, y_um), ("qv", qv)):
-            refuse_not_finite(path, name, values, first_row)
-        return TranscriptBatch(
-            cell_index=of_cell[cell_codes],
-            gene_index=gene_index,
-            category=category,
-            x_um=x_um,
-            y_um=y_um,
-            qv=qv,
-            overlaps_nucleus=numbers_of(path, "overlaps_nucleus", batch, np.bool_)
-            if "overlaps_nucleus" in batch.schema.names
-            else None,
-        )
-
-    def _category(
-        self, path: Path, batch: pa.RecordBatch, names: pa.Array, codes: npt.NDArray[np.int64]
+    def category(
+        self, path: Path, batch: pa.RecordBatch, names: pa.Array, codes: npt.NDArray[Any]
     ) -> npt.NDArray[np.uint8]:
         """Category of every row: `is_gene`, then `codeword_category`, then by name."""
         if "codeword_category" in batch.schema.names:
             column = batch.column("codeword_category")
             words, word_codes = encoded(path, "codeword_category", column)
-            category = _codes(category_of_codeword(w) for w in words.to_pylist())[word_codes]
+            of_code = _codes(category_of_codeword(w) for w in words.to_pylist())
+            category: npt.NDArray[np.uint8] = of_code[word_codes]
         else:
             category = _codes(self.kinds.category(n) for n in names.to_pylist())[codes]
         if "is_gene" in batch.schema.names:
@@ -204,19 +279,24 @@ class TranscriptTable:
         return category
 
 
-def _parquet_batches(path: Path, columns: list[str], rows: int) -> Iterator[pa.RecordBatch]:
+def _parquet_batches(
+    path: Path, columns: list[str], row_groups: Sequence[int], rows: int
+) -> Iterator[pa.RecordBatch]:
     texts = [c for c in columns if c in _TEXTS]
-    with parsed(path), pq.ParquetFile(path, read_dictionary=texts) as file:
-        yield from file.iter_batches(batch_size=rows, columns=columns)
+    # Not buffered ahead: that would hold a whole row group, which may be the whole file.
+    with (
+        parsed(path),
+        pq.ParquetFile(
+            path, read_dictionary=texts, pre_buffer=False, buffer_size=_READ_BYTES
+        ) as file,
+    ):
+        yield from file.iter_batches(
+            batch_size=rows, row_groups=list(row_groups), columns=columns, use_threads=False
+        )
 
 
 def _codes(values: Iterator[int]) -> npt.NDArray[np.uint8]:
     return np.fromiter(values, np.uint8)
-
-
-def _positions(values: pa.Array, among: pa.Array) -> npt.NDArray[np.int32]:
-    found: npt.NDArray[np.int32] = pc.index_in(values, value_set=among).fill_null(-1).to_numpy()
-    return found
 
 
 def _raise_unknown(path: Path, kind: str, where: str, name: str) -> None:

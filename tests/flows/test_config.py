@@ -53,7 +53,7 @@ colour = "blue"
 [patch]
 fov_um = -1
 [cells]
-unit = "he_nuclei"
+unit = "nuclei"
 [registration]
 refine = "yes please"
 max_median_error_um = 0
@@ -87,7 +87,7 @@ donor = ""
         "runs.1.donor",
     }
     assert "an unknown key" in found["colour"]
-    assert "not there yet" in found["cells.unit"]
+    assert "not there yet" in found["split.hold_out"]
     assert "not a valid path" in found["runs.1.alignment"]
 
 
@@ -137,6 +137,25 @@ def test_a_run_tells_all_that_does_not_go_together_at_once(tmp_path: Path) -> No
     for words in ("give either slide", "donors = 'cores.zip' does not end in .geojson or .json or",
                   "labels = 'groups.xlsx' does not end in .csv"):  # fmt: skip
         assert words in told
+
+
+def test_he_nuclei_need_a_slide_and_its_nuclei(tmp_path: Path) -> None:
+    head = 'name = "n"\nout = "o"\n[cells]\nunit = "he_nuclei"\n'
+    second = RUN.replace('id = "a"', 'id = "b"').replace('donor = "D1"', 'donors = "raw/d.csv"')
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "d.csv").touch()
+    third = '[[runs]]\nid = "c"\nxenium = "raw/a"\nimage = "morphology"\ndonor = "D3"\n'
+    apart = '[segmentation]\nmodel = "none"\n[patch]\ncenter = "cell"\n'
+    assert read_curate_config(write(tmp_path, head + RUN)).cells.expansion_um == 5.0
+    found = faults(write(tmp_path, f"{head}{apart}{RUN}{second}{third}"))
+    assert set(found) == {"cells.unit"}
+    for words in (
+        'segmentation.model = "none" does not find',
+        'patch.center = "cell" has no meaning',
+        "d.csv of run b names",
+        'run c has image = "morphology"',
+    ):
+        assert words in found["cells.unit"]
 
 
 def test_a_file_is_no_donor(tmp_path: Path) -> None:

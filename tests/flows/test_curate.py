@@ -521,6 +521,68 @@ def test_blocks_on_dask_give_the_same_bytes(simulated: Path, tmp_path: Path) -> 
         assert (a / name).read_bytes() == (b / name).read_bytes(), name
 
 
+def test_pairs_of_he_nuclei(curated: Path, simulated: Path, tmp_path: Path) -> None:
+    """From the same nuclei: each a pair with what lies in it and within 5 µm of it."""
+    folder = tmp_path / "nuclei"
+    shutil.copytree(curated, folder)
+    before = artifacts(folder / "out dir")
+    labels = tmp_path / "labels.csv"
+    labels.write_text("cell_id,label\nhe-1,first\nhe-2,second\n")
+    config = write_config(
+        folder, simulated, model="compact", min_counts=1, more=f'labels = "{labels}"'
+    )
+    text = config.read_text().replace("[cells]", '[cells]\nunit = "he_nuclei"')
+    config.write_text(text, encoding="utf-8")
+    assert main(["curate", str(config), "--workers", "1"]) == 0
+    out = folder / "out dir"
+    assert validate(out) == []
+    made = {name.split("/")[2] for name in artifacts(out).keys() - before.keys()}
+    assert made == {"cells", "patches", "shards"}
+
+    (nuclei_file,) = out.glob("runs/r1/nuclei/*/nuclei.parquet")
+    nuclei = pd.read_parquet(nuclei_file).set_index("nucleus_id")
+    columns = ["cell_id", "x_px", "y_px", "center", "label", "n_counts", "nucleus", "neighbors"]
+    stream = read_stream([out], "train")
+    rows = stream.table([*columns, "registration_error_um"]).to_pandas()
+    assert 150 < len(rows) < len(nuclei)
+    truth = pd.read_parquet(simulated / "truth" / "cells.parquet")
+    tree = cKDTree(truth[["x_px", "y_px"]])
+    for row in rows.itertuples():
+        number = row.nucleus["id"]
+        assert row.cell_id == f"he-{number}"
+        assert (row.nucleus["iou"], row.nucleus["distance_um"], row.center) == (1, 0, "nucleus")
+        nucleus = nuclei.loc[number]
+        assert np.hypot(row.x_px - nucleus.x_px, row.y_px - nucleus.y_px) < 1e-3
+        assert row.label == {1: "first", 2: "second"}.get(number)
+        assert row.registration_error_um <= 5
+        assert all(n["cell_id"].startswith("he-") for n in row.neighbors)
+    # What lies in the nuclei is, by and large, what the instrument gave to its cells there.
+    with open_xenium(simulated / "outs") as run:
+        matrix = run.read_matrix()
+    assert matrix is not None
+    away_px, cell = tree.query(rows[["x_px", "y_px"]])
+    near = away_px < 4 / 0.2738
+    n_of_instrument = np.asarray(matrix.sum(axis=1)).ravel()[cell[near]]
+    assert near.mean() > 0.8
+    assert np.corrcoef(np.log1p(rows["n_counts"][near]), np.log1p(n_of_instrument))[0, 1] > 0.6
+    page = Page(out / "report" / "r1.html")
+    assert "The cells of this run are the H&E nuclei themselves" in page.text
+    assert "match" not in page.tables
+
+
+def test_he_nuclei_need_transcripts(
+    simulated: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(simulated, run)
+    (run / "outs" / "transcripts.parquet").unlink()
+    config = write_config(tmp_path, run, model="compact")
+    config.write_text(config.read_text().replace("[cells]", '[cells]\nunit = "he_nuclei"'))
+    assert main(["curate", str(config), "--workers", "1"]) == 2
+    assert 'which unit = "he_nuclei" looks up' in caplog.text
+    assert not list((tmp_path / "out dir").glob("runs/r1/nuclei/*"))
+
+
 def test_info_tells_what_a_path_is(
     curated: Path, simulated: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

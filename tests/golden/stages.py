@@ -19,6 +19,7 @@ from pairing.patches import open_run_morphology, write_patches
 from pairing.registration.he_nuclei import find_he_nuclei
 from pairing.registration.stage import register_run
 from pairing.slide import open_slide
+from pairing.warp import Warp
 from pairing.xenium import open_xenium
 from segmentation.config import NUCLEI_FILE, SegmentationConfig, weights_digest
 from segmentation.segment import write_nuclei
@@ -176,7 +177,7 @@ def _cells(folder: Path) -> dict[str, Output]:
     donors = inputs.write_donors(folder / "donors.geojson")
     he_px_from_xenium_um = inputs.HE_PX_FROM_XENIUM_UM
     error_um = inputs.errors_um(inputs.cell_ids(len(inputs.xenium_centres_um())))
-    he = HeSide(inputs.he_nuclei(), he_px_from_xenium_um, inputs.HE_MPP, error_um)
+    he = HeSide(inputs.he_nuclei(), Warp(he_px_from_xenium_um), inputs.HE_MPP, error_um)
     whole = inputs.write_bundle(folder / "outs")
     by_cell = CellsConfig(center="cell", qv_min=25, neighbors_k=3, neighbors_radius_um=20)
     cases: dict[str, tuple[Path, CellsConfig, Any]] = {
@@ -192,7 +193,7 @@ def _cells(folder: Path) -> dict[str, Output]:
     def write(case: str, out: Path, kept: Path) -> dict[str, Any]:
         bundle, config, rest = cases[case]
         with open_xenium(bundle) as run:
-            return write_cells(out, run, config, "human", *rest)
+            return write_cells(out, kept, run, config, "human", *rest)
 
     return {case: _written(folder / case, partial(write, case)) for case in cases}
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import tempfile
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ import pyarrow.parquet as pq
 import zarr
 from scipy import io, sparse
 
-from pairing.counts import count_by_cell
+from pairing.cells import read_counts
+from pairing.counts import CountsQc, write_counts
 from pairing.xenium import XeniumRun, open_xenium
 
 # Genes that a loose pattern takes for controls, and controls of every kind.
@@ -241,10 +244,35 @@ def looked_up(run: XeniumRun) -> tuple[int, int, int]:
     return inside, near, total - inside - near
 
 
+@dataclass(frozen=True)
+class Counts:
+    """(cells, genes) as they were written, and what was told of them."""
+
+    matrix: sparse.csr_matrix
+    qc: CountsQc
+
+
+def count_by_cell(run: XeniumRun, qv_min: float) -> Counts:
+    """What `write_counts` writes of all cells."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, kept = Path(folder, "out"), Path(folder, "kept")
+        out.mkdir()
+        kept.mkdir()
+        stays = np.ones(run.n_cells, bool)
+        n_counts, qc = write_counts(out, kept, run, qv_min, stays, map)
+        stored = read_counts(out, len(run.genes()))
+        matrix = sparse.csr_matrix(stored, copy=True)
+    assert matrix.has_canonical_format
+    np.testing.assert_array_equal(np.asarray(matrix.sum(axis=1)).ravel(), n_counts)
+    assert (qc.n_entries, qc.n_counts) == (matrix.nnz, n_counts.sum())
+    return Counts(matrix, qc)
+
+
 def read_all(path: Path) -> None:
     """All that a run is asked for, but for its image."""
     with open_xenium(path) as run:
         count_by_cell(run, 20)
+        list(run.iter_transcripts())
         run.read_cells()
         run.read_nuclei()
         run.read_cell_polygons()

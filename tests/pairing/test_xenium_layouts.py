@@ -14,7 +14,6 @@ import pytest
 import shapely
 import tifffile
 
-from pairing.counts import count_by_cell
 from pairing.simulate import SimulationParams, simulate
 from pairing.simulate.params import BundleParams, Layout
 from pairing.xenium import open_xenium
@@ -25,6 +24,7 @@ from tests.pairing.handmade import (
     LURES,
     TEXTS,
     Bundle,
+    count_by_cell,
     counted,
     looked_up,
 )

@@ -12,10 +12,9 @@ import pandas as pd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pairing.counts import count_by_cell
 from pairing.xenium import open_xenium
 from pairing.xenium.tables import cell_id_text
-from tests.pairing.handmade import CONTROLS, LURES, SQUARE, TEXTS, Bundle, rings
+from tests.pairing.handmade import CONTROLS, LURES, SQUARE, TEXTS, Bundle, count_by_cell, rings
 
 FEATURES = [*LURES, *CONTROLS]
 OPTIONAL = ["fov_name", "nucleus_distance", "overlaps_nucleus", "codeword_category", "is_gene"]

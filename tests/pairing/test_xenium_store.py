@@ -15,11 +15,10 @@ import shapely
 import zarr
 from anndata.io import read_elem, write_elem
 
-from pairing.counts import count_by_cell
 from pairing.simulate import SimulationParams, simulate
 from pairing.xenium import open_xenium
 from shards.errors import BadInput
-from tests.pairing.handmade import counted, looked_up
+from tests.pairing.handmade import count_by_cell, counted, looked_up
 
 
 @pytest.fixture(scope="session")

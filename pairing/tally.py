@@ -1,0 +1,197 @@
+"""Transcripts of one span to gene counts of its cells, published as a file of their own.
+
+The sum over spans does not depend on how the table is cut into them, nor on who tallied which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from scipy import sparse
+
+from pairing.xenium.features import CATEGORY_NAMES
+from pairing.xenium.id_index import IdIndex
+from pairing.xenium.transcripts import FEATURE_COLUMNS, Rows, Span, TranscriptTable
+from shards.artifact import written_aside
+from shards.schema import Record
+
+# Cells that are merged at a time: of 1,000 genes each, some 50 MB.
+WINDOW_CELLS = 4096
+
+_SCHEMA = pa.schema(
+    [
+        pa.field("cell", pa.int32(), nullable=False),  # ascending
+        pa.field("gene", pa.int32(), nullable=False),  # ascending in a cell
+        pa.field("count", pa.uint32(), nullable=False),
+    ]
+)
+_FIGURES = "figures"
+
+# The row of the cell of each transcript, -1 for none.
+OfCells = Callable[[Rows], npt.NDArray[np.int32]]
+
+
+class Assignment(Protocol):
+    """How transcripts are given to cells; it can be pickled."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the table that it looks at."""
+
+    def open(self) -> OfCells: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ByInstrument:
+    """The cell that the instrument itself gave a transcript to; `ids` is a file of an IdIndex."""
+
+    ids: Path
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return ("cell_id",)
+
+    def open(self) -> OfCells:
+        index = IdIndex.load(self.ids)
+        return lambda rows: rows.cell_index(index)
+
+
+@dataclass(frozen=True, slots=True)
+class Tallying:
+    """What every task on a table needs to know.
+
+    `symbols` are the genes, in the order of the counts. Cells that `left_out` marks are as if the
+    instrument had not seen them, nor what it found inside them; None leaves out none.
+    """
+
+    kept: Path
+    table: TranscriptTable
+    symbols: tuple[str, ...]
+    n_cells: int
+    assignment: Assignment
+    qv_min: float
+    left_out: npt.NDArray[np.bool_] | None
+
+
+class SpanFigures(Record):
+    """Of the transcripts of a span, by category those at `qv >= qv_min` inside cells.
+
+    `windows` are those of WINDOW_CELLS cells of which there are counts: a record batch each.
+    """
+
+    schema_version: Literal[1] = 1
+    n_transcripts: int
+    n_low_quality: int
+    n_unassigned: int
+    by_category: dict[str, int]
+    windows: tuple[int, ...]
+
+
+def tally_span(tallying: Tallying, span: Span) -> str:
+    """Count the genes of the span's cells into the file `<name>.arrow` of `kept`; returns the name.
+
+    Memory is one batch of transcripts and the span's non-zero entries.
+    """
+    symbols = pa.array(tallying.symbols, pa.string())
+    shape = (tallying.n_cells, len(tallying.symbols))
+    of_cells = tallying.assignment.open()
+    counts = sparse.csr_matrix(shape, dtype=np.int64)
+    n_transcripts = n_low_quality = n_unassigned = 0
+    tally = np.zeros(len(CATEGORY_NAMES), np.int64)
+    wanted = (*tallying.assignment.columns, *FEATURE_COLUMNS, "qv")
+    for rows in tallying.table.read(span, wanted):
+        cell = of_cells(rows)
+        gene, category = rows.genes(symbols)
+        good = rows.numbers("qv") >= tallying.qv_min
+        n_seen = len(rows)
+        inside = cell >= 0
+        if tallying.left_out is not None:
+            seen = ~np.append(tallying.left_out, False)[cell]  # the last is that of cell -1
+            good &= seen
+            n_seen = int(seen.sum())
+        inside &= good
+        n_transcripts += n_seen
+        n_low_quality += n_seen - int(good.sum())
+        n_unassigned += int(good.sum()) - int(inside.sum())
+        tally += np.bincount(category[inside], minlength=len(tally))
+        counted = np.flatnonzero(inside & (gene >= 0))
+        ones = np.ones(len(counted), np.int64)
+        counts = counts + sparse.csr_matrix((ones, (cell[counted], gene[counted])), shape=shape)
+    windows = list(_windows(counts))
+    facts = SpanFigures(
+        n_transcripts=n_transcripts,
+        n_low_quality=n_low_quality,
+        n_unassigned=n_unassigned,
+        by_category=dict(zip(CATEGORY_NAMES, tally.tolist(), strict=True)),
+        windows=tuple(window for window, _ in windows),
+    )
+    schema = _SCHEMA.with_metadata({_FIGURES: facts.model_dump_json()})
+    with (
+        written_aside(_file(tallying.kept, span)) as path,
+        pa.ipc.new_file(str(path), schema) as file,
+    ):
+        for _, batch in windows:
+            file.write_batch(batch)
+    return span.name
+
+
+def is_tallied(kept: Path, span: Span) -> bool:
+    return _file(kept, span).exists()
+
+
+def _file(kept: Path, span: Span) -> Path:
+    return kept / f"{span.name}.arrow"
+
+
+def _windows(counts: sparse.csr_matrix) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """The non-empty windows of the cells, each as a record batch."""
+    n_of_cell = np.diff(counts.indptr)
+    for first in range(0, counts.shape[0], WINDOW_CELLS):
+        last = min(first + WINDOW_CELLS, counts.shape[0])
+        entries = slice(counts.indptr[first], counts.indptr[last])
+        if entries.start == entries.stop:
+            continue
+        cell = np.repeat(np.arange(first, last, dtype=np.int32), n_of_cell[first:last])
+        gene = counts.indices[entries].astype(np.int32)
+        count = counts.data[entries].astype(np.uint32)
+        columns = [pa.array(c) for c in (cell, gene, count)]
+        yield first // WINDOW_CELLS, pa.record_batch(columns, schema=_SCHEMA)
+
+
+class Tallies:
+    """The published tallies of all spans of a table, to be summed window by window."""
+
+    def __init__(self, tallying: Tallying, spans: Sequence[Span], stack: ExitStack) -> None:
+        self._shape = (tallying.n_cells, len(tallying.symbols))
+        self.figures = []
+        # Of each window the files that have counts of it, and where.
+        self._parts: dict[int, list[tuple[pa.ipc.RecordBatchFileReader, int]]] = {}
+        for span in spans:
+            # Not mapped into memory, where it would count as this process's.
+            source = stack.enter_context(pa.OSFile(str(_file(tallying.kept, span))))
+            reader = pa.ipc.open_file(source)
+            facts = SpanFigures.model_validate_json(reader.schema.metadata[_FIGURES.encode()])
+            self.figures.append(facts)
+            for place, window in enumerate(facts.windows):
+                self._parts.setdefault(window, []).append((reader, place))
+
+    def windows(self) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+        """Rows of WINDOW_CELLS cells at a time, and their counts with sorted indices, int64."""
+        n_cells, n_genes = self._shape
+        for first in range(0, n_cells, WINDOW_CELLS):
+            rows = slice(first, min(first + WINDOW_CELLS, n_cells))
+            total = sparse.csr_matrix((rows.stop - first, n_genes), dtype=np.int64)
+            for reader, place in self._parts.get(first // WINDOW_CELLS, ()):
+                batch = reader.get_batch(place)
+                cell, gene, count = (column.to_numpy() for column in batch.columns)
+                indptr = np.searchsorted(cell, np.arange(first, rows.stop + 1)).astype(np.int32)
+                part = sparse.csr_matrix((count.astype(np.int64), gene, indptr), total.shape)
+                total = total + part
+            yield rows, total
