@@ -147,7 +147,7 @@ def read_curate_config(path: Path) -> CurateConfig:
     """A config file, its relative paths resolved against its folder.
 
     Raises BadInputs with every fault of the file at once: syntax, unknown keys, wrong values,
-    options that are not there yet, inputs that do not exist.
+    inputs that do not exist.
     """
     path = path.resolve()
     raw = _read_toml(path)
