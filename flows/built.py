@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -42,10 +43,12 @@ class Built:
 
 @dataclass(frozen=True, slots=True)
 class CuratedRun:
-    """All artifacts of one run, by stage."""
+    """All artifacts of one run, by stage; what is read of them, and of its files, is read inside
+    `at_hand`."""
 
     config: RunConfig
     built: dict[Stage, Built]
+    at_hand: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 def direct(name: str, make: Callable[[], Built]) -> Built:

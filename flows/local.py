@@ -21,6 +21,7 @@ from flows.outfolder import claim_out
 from flows.scratch import scratch
 from shards.artifact import write_atomically
 from shards.schema import digest
+from shards.store import Store, store_of
 
 log = logging.getLogger("cellpair")
 
@@ -54,8 +55,9 @@ def run_pipeline(
 
     Raises BadInput where the output folder is another config's or can't be written.
     """
+    store = store_of(config.out, config.remote)
     with _naming(config.out):
-        claim_out(config.out, config.name, config.split.withdrawn_names)
+        claim_out(config.out, config.name, config.split.withdrawn_names, store)
         with logged_to(config.out), scratch(config.out), BlockMap(runtime) as blocks:
             wait_for_clean(config.out)
             curated = curate_and_remember(
@@ -65,8 +67,11 @@ def run_pipeline(
                 call=call,
                 only=only,
                 partial_dataset=partial_dataset,
+                store=store,
             )
-            _tell(curated, _write_report(config, curated))
+            page = store.told(_write_report(config, curated))
+        store.save()
+        _tell(curated, page)
     return curated
 
 
@@ -115,11 +120,18 @@ def curate_and_remember(
     call: pipeline.Call = pipeline.direct,
     only: tuple[str, ...] = (),
     partial_dataset: bool = False,
+    store: Store | None = None,
 ) -> pipeline.Curated:
     """The pipeline, and a line in the folder's history of what it reused and made."""
     started, start_s = datetime.now(UTC), time.monotonic()
     curated = pipeline.curate(
-        config, blocks, device=device, call=call, only=only, partial_dataset=partial_dataset
+        config,
+        blocks,
+        device=device,
+        call=call,
+        only=only,
+        partial_dataset=partial_dataset,
+        store=store,
     )
     append_history(config.out, _entry(curated, started, time.monotonic() - start_s))
     return curated
@@ -145,7 +157,7 @@ def _entry(curated: pipeline.Curated, started: datetime, seconds: float) -> Hist
     )
 
 
-def _tell(curated: pipeline.Curated, page: Path) -> None:
+def _tell(curated: pipeline.Curated, page: str) -> None:
     if curated.dataset is None:
         log.error("no dataset was published; what was there before is unchanged")
     else:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from shards.errors import not_there_yet
+from shards.errors import BadInput, not_there_yet
 
 # Commands of the interface that arrive with a later version, and what to do meanwhile.
 _LATER = {
@@ -75,15 +75,15 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     _add_segment(add("segment", "nuclei of a plain slide or picture"))
 
     p = add("info", "what a bundle, slide, folder of nuclei, shard, dataset or checkpoint is")
-    p.add_argument("path", type=Path, help="file or folder")
+    p.add_argument("path", type=_location, help="file, folder or URL")
     _add_json(p)
 
     p = add("check", "every promise of a dataset proved again")
-    p.add_argument("dataset", type=Path, help="the folder that `curate` wrote")
+    p.add_argument("dataset", type=_location, help="the folder or URL that `curate` wrote")
     _add_json(p)
 
     p = add("clean", "remove what no dataset points to, and all that holds a withdrawn donor")
-    p.add_argument("out", type=Path, metavar="OUT", help="the folder that `curate` wrote")
+    p.add_argument("out", type=_location, metavar="OUT", help="folder or URL that `curate` wrote")
     p.add_argument("--dry-run", action="store_true", help="only say what would go, and how much")
 
     p = add("train", "pretrain the contrastive image/gene model")
@@ -103,7 +103,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
 
     p = add("evaluate", "retrieval on held-out donors, and its page")
     p.add_argument("checkpoint", type=Path, help="a folder below checkpoints/ of a training")
-    p.add_argument("dataset", type=Path, help="the folder that `curate` wrote")
+    p.add_argument("dataset", type=_location, help="the folder or URL that `curate` wrote")
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="for figures and page")
 
     p = add("deploy", "register the Prefect deployments with these configs")
@@ -198,7 +198,9 @@ def _add_curate(p: argparse.ArgumentParser) -> None:
     one.add_argument("--species", help="human or mouse, where the bundle does not say")
     one.add_argument("--source-id", metavar="ID", help="the public name of the sample")
     one.add_argument("--id", help="of the run (default: from the bundle's folder)")
-    one.add_argument("--out", type=Path, metavar="DIR", help="for dataset, report and config")
+    one.add_argument(
+        "--out", type=_location, metavar="DIR", help="for dataset, report and config; or a URL"
+    )
 
 
 def _add_register(p: argparse.ArgumentParser) -> None:
@@ -220,6 +222,16 @@ def _add_segment(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--labels", action="store_true", help="the label image as TIFF too")
     _add_runtime(p)
+
+
+def _location(text: str) -> Any:
+    """A path, or a URL: in an option a fault has no other way to say its words."""
+    from shards.remote import location
+
+    try:
+        return location(text)
+    except BadInput as fault:
+        raise argparse.ArgumentTypeError(str(fault)) from fault
 
 
 def _add_json(p: argparse.ArgumentParser) -> None:

@@ -11,16 +11,17 @@ from pathlib import Path
 
 from flows import conflicts
 from flows.built import Blocks, Built, Call, CuratedRun, direct
-from flows.config import CurateConfig, RunConfig, split_of
+from flows.config import CurateConfig, GivenRun, split_of
 from flows.failures import words_of
 from flows.log import working_on
 from flows.stages import RunStages
 from pairing import cells
 from shards.artifact import sha256_of, write_if_changed
 from shards.content import ContentHashes
-from shards.dataset import panel_path, publish_dataset, read_manifest, read_record
+from shards.dataset import panel_path, read_manifest, read_record
 from shards.errors import BadInput
 from shards.schema import SPLITS, Dataset, DatasetRun, Panel, Split
+from shards.store import Store, store_of
 from shards.write import MANIFEST_FILE
 
 __all__ = [
@@ -58,18 +59,21 @@ def plan_runs(
     device: str = "auto",
     call: Call = direct,
     only: tuple[str, ...] = (),
+    store: Store | None = None,
 ) -> tuple[list[RunStages], dict[str, Exception]]:
     """The stages of each run, their inputs hashed and their identities known, and what failed.
 
     `only` names the runs to look at. Runs that are the same bundle under several donors fail.
     """
+    store = store or store_of(config.out, config.remote)
     hashes = ContentHashes(config.out / "content-hashes.json")
     planned: list[RunStages] = []
     failures: dict[str, Exception] = {}
     for run in _chosen(config, only):
         with _collecting(run.id, config.out, failures):
-            planned.append(RunStages(config, run, hashes, blocks, device, call))
+            planned.append(RunStages(config, run, hashes, blocks, device, call, store))
             hashes.save()
+            hashes.release()
     _add(conflicts.same_bundles([(p.run, p.inputs["xenium"]) for p in planned]), failures)
     return _without(planned, failures), failures
 
@@ -82,6 +86,7 @@ def curate(
     call: Call = direct,
     only: tuple[str, ...] = (),
     partial_dataset: bool = False,
+    store: Store | None = None,
 ) -> Curated:
     """Everything from raw runs to the dataset under `config.out`.
 
@@ -89,23 +94,35 @@ def curate(
     `partial_dataset` says otherwise. `only` names the runs to look at; the dataset is then made of
     these. What exists under its fingerprint is not made again.
     """
-    everything, failures = plan_runs(config, blocks, device=device, call=call, only=only)
+    store = store or store_of(config.out, config.remote)
+    everything, failures = plan_runs(
+        config, blocks, device=device, call=call, only=only, store=store
+    )
     for stages in everything:
-        with _collecting(stages.run.id, config.out, failures):
+        with _collecting(stages.run.id, config.out, failures), closing_copies(stages):
             stages.register()
     planned = _without(everything, failures)
     _add(_overlaps(planned), failures)
     runs: list[CuratedRun] = []
     for stages in _without(planned, failures):
-        with _collecting(stages.run.id, config.out, failures):
+        with _collecting(stages.run.id, config.out, failures), closing_copies(stages):
             runs.append(stages.finish())
     built = tuple(b for stages in everything for b in stages.built.values())
     if not runs or (failures and not partial_dataset):
         return Curated(tuple(runs), failures, None, built)
-    dataset = compose(config, runs)
-    publish_dataset(config.out, dataset)
+    dataset = compose(config, runs, store)
+    store.publish(dataset)
     log.info("dataset %s: %d pairs", dataset.fingerprint, dataset.totals.kept)
     return Curated(tuple(runs), failures, dataset, built)
+
+
+@contextmanager
+def closing_copies(stages: RunStages) -> Iterator[None]:
+    """Copies of inputs and artifacts that the work on a run needs are there inside alone."""
+    try:
+        yield
+    finally:
+        stages.release()
 
 
 @contextmanager
@@ -134,24 +151,28 @@ def _overlaps(planned: list[RunStages]) -> dict[str, Exception]:
     """Runs whose cells lie on those of another run, on the same slide."""
     slides = Counter(stages.inputs.get("slide") for stages in planned)
     shared = [s for s in planned if s.run.slide is not None and slides[s.inputs["slide"]] > 1]
-    return conflicts.overlaps(
-        [
-            conflicts.RunOnSlide(s.run.id, s.inputs["slide"], s.centres_px(), s.image_mpp())
-            for s in shared
-        ]
-    )
+    return conflicts.overlaps([_on_slide(stages) for stages in shared])
 
 
-def compose(config: CurateConfig, runs: list[CuratedRun]) -> Dataset:
+def _on_slide(stages: RunStages) -> conflicts.RunOnSlide:
+    with closing_copies(stages):
+        return conflicts.RunOnSlide(
+            stages.run.id, stages.inputs["slide"], stages.centres_px(), stages.image_mpp()
+        )
+
+
+def compose(config: CurateConfig, runs: list[CuratedRun], store: Store) -> Dataset:
     """The dataset of these runs: a composition of their shard sets; no shard is rewritten."""
     entries, panels = [], {}
     donors: dict[str, Split] = {}
     shards: dict[Split, list[str]] = {split: [] for split in SPLITS}
     for run in runs:
-        folder = run.built["shards"].folder
-        manifest = read_manifest(folder)
-        relative = folder.relative_to(config.out).as_posix()
-        panel = read_record(run.built["cells"].folder / cells.PANEL_FILE, Panel)
+        folder = store.at_hand(run.built["shards"].folder, texts=True)
+        manifest, manifest_sha256 = read_manifest(folder), sha256_of(folder / MANIFEST_FILE)
+        relative = f"runs/{run.config.id}/shards/{folder.name}"
+        cells_folder = store.at_hand(run.built["cells"].folder, texts=True)
+        panel = read_record(cells_folder / cells.PANEL_FILE, Panel)
+        store.release()
         panels[panel.panel_id] = panel_path(panel.panel_id)
         write_if_changed(
             config.out / panel_path(panel.panel_id), panel.model_dump_json(indent=1).encode()
@@ -167,7 +188,7 @@ def compose(config: CurateConfig, runs: list[CuratedRun]) -> Dataset:
                 run=manifest.run,
                 path=relative,
                 fingerprint=run.built["shards"].fingerprint,
-                manifest_sha256=sha256_of(folder / MANIFEST_FILE),
+                manifest_sha256=manifest_sha256,
                 species=manifest.species,
                 tissue=manifest.tissue,
                 panel_id=manifest.panel_id,
@@ -197,7 +218,7 @@ def compose(config: CurateConfig, runs: list[CuratedRun]) -> Dataset:
     )
 
 
-def _chosen(config: CurateConfig, only: tuple[str, ...]) -> list[RunConfig]:
+def _chosen(config: CurateConfig, only: tuple[str, ...]) -> list[GivenRun]:
     unknown = sorted(set(only) - {run.id for run in config.runs})
     if unknown:
         raise BadInput(

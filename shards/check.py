@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from shards.dataset import (
     read_record,
 )
 from shards.errors import BadInput
+from shards.remote import Location
 from shards.schema import (
     NOT_ASSESSED,
     Dataset,
@@ -33,12 +34,13 @@ from shards.schema import (
     Record,
     Split,
 )
+from shards.view import dataset_view
 from shards.write import MANIFEST_FILE
 
 _REMEDY = "remove it if it is there, and run `cellpair curate` again"
 
 
-def describe(path: Path) -> dict[str, Any]:
+def describe(path: Location) -> dict[str, Any]:
     """What a dataset is, for `cellpair info`: runs, donors and splits, samples, totals."""
     dataset, root = read_dataset(path)
     samples = Counter[str]()
@@ -57,13 +59,26 @@ def describe(path: Path) -> dict[str, Any]:
     }
 
 
-def validate(path: Path) -> list[str]:
+# Has the files of a shard there: of which shard set, and its name.
+Fetch = Callable[[str, str], None]
+
+
+def validate(path: Location) -> list[str]:
     """The faults of a dataset, each a line that says where; an empty list is a clean bill.
 
     Every byte of the dataset, its pointer, panels, manifests, tars and tables is looked at. Of the
     record of an artifact, what decides its bytes, what lies in it and its totals are proved; its
     provenance and other figures are told only. Raises BadInput only where there is no dataset.
+    What lies behind a URL is fetched shard by shard.
     """
+    if isinstance(path, Path):
+        return _faults(path, lambda shard_set, name: None)
+    with dataset_view(path) as (view, there):
+        faults = _faults(there, view.fetch_shard)
+        return [fault.replace(str(view.root), str(view.remote)) for fault in faults]
+
+
+def _faults(path: Path, fetch: Fetch) -> list[str]:
     try:
         dataset, root = read_dataset(path)
     except BadInput as error:
@@ -92,6 +107,7 @@ def validate(path: Path) -> list[str]:
         if panel is None:
             faults.append(f"{run.run}: panel {run.panel_id} is not among the dataset's panels")
         for shard in manifest.shards:
+            fetch(run.path, shard.name)
             files = [f"{fault}; {_remedy_of(run)}" for fault in broken_files(root, run.path, shard)]
             faults += files
             if not files and panel is not None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from shards.errors import BadInput, BadInputs
+from shards.remote import Location
 from shards.schema import Record
 from trainer.presets import PRESETS
 
@@ -186,7 +187,7 @@ class RunConfig(Record):
 class TrainConfig(Record):
     """A whole training run. Paths are absolute once read from a file."""
 
-    data: tuple[Path, ...] = Field(min_length=1)
+    data: tuple[Location, ...] = Field(min_length=1)
     model: ModelConfig
     loss: LossConfig
     optim: OptimConfig
@@ -230,7 +231,7 @@ def _with_absolute_paths(config: TrainConfig, folder: Path) -> TrainConfig:
         model = model.model_copy(update={"rank": rank})
     return config.model_copy(
         update={
-            "data": tuple(folder / p for p in config.data),
+            "data": tuple(folder / p if isinstance(p, Path) else p for p in config.data),
             "model": model,
             "run": config.run.model_copy(update={"out": folder / config.run.out}),
         }

@@ -36,7 +36,10 @@ def write_report(
     folder = config.out / REPORT_FOLDER
     splits = curated.dataset.donors if curated.dataset else {}
     history = read_history(config.out)
-    runs = [run_page(config, run, splits, history) for run in curated.runs]
+    runs = []
+    for run in curated.runs:
+        with run.at_hand():
+            runs.append(run_page(config, run, splits, history))
     for run in runs:
         write_page(folder / f"{run.run}.html", "run.html", page=run)
     evaluation = None
