@@ -87,12 +87,12 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     p.add_argument("--dry-run", action="store_true", help="only say what would go, and how much")
 
     p = add("train", "pretrain the contrastive image/gene model")
-    p.add_argument("config", type=Path, metavar="CONFIG.toml", help="what to train on, and how")
+    p.add_argument("config", type=_local, metavar="CONFIG.toml", help="what to train on, and how")
     how = p.add_mutually_exclusive_group()
     how.add_argument("--resume", action="store_true", help="go on exactly where it stopped")
     how.add_argument(
         "--init-from",
-        type=Path,
+        type=_local,
         metavar="CKPT",
         help="start anew with a checkpoint's weights alone",
     )
@@ -102,13 +102,13 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     )
 
     p = add("evaluate", "retrieval on held-out donors, and its page")
-    p.add_argument("checkpoint", type=Path, help="a folder below checkpoints/ of a training")
+    p.add_argument("checkpoint", type=_local, help="a folder below checkpoints/ of a training")
     p.add_argument("dataset", type=_location, help="the folder or URL that `curate` wrote")
-    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="for figures and page")
+    p.add_argument("--out", type=_local, required=True, metavar="DIR", help="for figures and page")
 
     p = add("deploy", "register the Prefect deployments with these configs")
-    p.add_argument("curate", type=Path, metavar="CURATE.toml", help="default of curate/xenium")
-    p.add_argument("--train", type=Path, metavar="TRAIN.toml", help="train after each curation")
+    p.add_argument("curate", type=_local, metavar="CURATE.toml", help="default of curate/xenium")
+    p.add_argument("--train", type=_local, metavar="TRAIN.toml", help="train after each curation")
 
     by_name = dict(commands.choices)
     for name in _LATER:
@@ -117,13 +117,13 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
 
 
 def _add_demo(p: argparse.ArgumentParser) -> None:
-    p.add_argument("out", nargs="?", type=Path, default=Path("demo"), help="folder (demo)")
+    p.add_argument("out", nargs="?", type=_local, default=Path("demo"), help="folder (demo)")
     p.add_argument("--cells", type=int, default=7200, help="cells in all, three donors (7200)")
     _add_runtime(p)
 
 
 def _add_simulate(p: argparse.ArgumentParser) -> None:
-    p.add_argument("out", type=Path, metavar="OUT", help="folder for bundle, slide and truth")
+    p.add_argument("out", type=_local, metavar="OUT", help="folder for bundle, slide and truth")
     p.add_argument("--cells", type=int, required=True, help="how many")
     p.add_argument("--seed", type=int, default=0, help="of the section (0)")
     p.add_argument("--donor-seed", type=int, help="of the donor, where not that of the section")
@@ -153,19 +153,19 @@ def _add_init(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "bundles",
         nargs="+",
-        type=Path,
+        type=_local,
         metavar="BUNDLE",
         help="output folder of a Xenium run, a zip of it, or a SpatialData store",
     )
     p.add_argument(
         "--slides",
-        type=Path,
+        type=_local,
         metavar="SHEET.csv",
         help="a line a bundle: bundle (or run), slide, alignment, donor, tissue, species, mpp …",
     )
     p.add_argument(
         "--out",
-        type=Path,
+        type=_local,
         default=Path("curate.toml"),
         metavar="FILE",
         help="the config to write (curate.toml); a file that is there is never overwritten",
@@ -178,7 +178,7 @@ def _add_curate(p: argparse.ArgumentParser) -> None:
         "       cellpair curate --xenium B --slide S --donor D --out DIR [options]"
     )
     p.add_argument(
-        "config", nargs="?", type=Path, metavar="CONFIG.toml", help="as `cellpair init` writes it"
+        "config", nargs="?", type=_local, metavar="CONFIG.toml", help="as `cellpair init` writes it"
     )
     p.add_argument("--plan", action="store_true", help="only say what would be done, and its disk")
     p.add_argument("--only", nargs="+", default=[], metavar="RUN", help="only these runs")
@@ -204,16 +204,16 @@ def _add_curate(p: argparse.ArgumentParser) -> None:
 
 
 def _add_register(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--xenium", type=Path, required=True, metavar="BUNDLE", help=_BUNDLE)
-    p.add_argument("--slide", type=Path, required=True, help="the H&E of the same section")
-    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="for tables and page")
+    p.add_argument("--xenium", type=_local, required=True, metavar="BUNDLE", help=_BUNDLE)
+    p.add_argument("--slide", type=_local, required=True, help="the H&E of the same section")
+    p.add_argument("--out", type=_local, required=True, metavar="DIR", help="for tables and page")
     p.add_argument("--alignment", default="auto", metavar="CSV", help=_ALIGNMENT)
     p.add_argument("--mpp", type=float, help="µm per pixel, where the slide does not say")
 
 
 def _add_segment(p: argparse.ArgumentParser) -> None:
-    p.add_argument("slide", type=Path, help="a slide, or a PNG or JPEG picture with --mpp")
-    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="for tables and picture")
+    p.add_argument("slide", type=_local, help="a slide, or a PNG or JPEG picture with --mpp")
+    p.add_argument("--out", type=_local, required=True, metavar="DIR", help="for tables and picture")
     p.add_argument("--mpp", type=float, help="µm per pixel, where the slide does not say")
     p.add_argument(
         "--model",
@@ -222,6 +222,13 @@ def _add_segment(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--labels", action="store_true", help="the label image as TIFF too")
     _add_runtime(p)
+
+
+def _local(text: str) -> Path:
+    """A path of this machine: a URL in its place would be a folder called `s3:`."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError("a URL, where a file or folder of this machine is needed")
+    return Path(text)
 
 
 def _location(text: str) -> Any:

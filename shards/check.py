@@ -73,6 +73,8 @@ def validate(path: Location) -> list[str]:
     """
     if isinstance(path, Path):
         return _faults(path, lambda shard_set, name: None)
+    if not (path if path.suffix == ".json" else path / POINTER_FILE).is_file():
+        read_dataset(path)  # says what is not there
     with dataset_view(path) as (view, there):
         faults = _faults(there, view.fetch_shard)
         return [fault.replace(str(view.root), str(view.remote)) for fault in faults]

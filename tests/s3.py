@@ -17,6 +17,11 @@ from pathlib import Path
 
 BUCKET = "cellpair-tests"
 _REQUEST = re.compile(rb"(?:^|\n)(GET|PUT|POST|HEAD|DELETE) (\S+) HTTP/1\.1\r\n")
+_DENIED = (
+    b"HTTP/1.1 403 Forbidden\r\nContent-Type: application/xml\r\nContent-Length: 72\r\n"
+    b"Connection: close\r\n\r\n"
+    b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+)
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "loopback",
     "AWS_SECRET_ACCESS_KEY": "loopback-secret",
@@ -31,7 +36,8 @@ class Line:
     """A relay to the server: counts what goes through, and can be cut as a network is.
 
     `cut_at` sees each request's method and path, and cuts the line before it goes on where it says
-    so. The server, and all that was put, lives on.
+    so; `denies` sees them too, and what it says yes to is answered with 403. The server, and all
+    that was put, lives on.
     """
 
     server_port: int
@@ -40,6 +46,7 @@ class Line:
     n_bytes_up: int = 0
     n_bytes_down: int = 0
     cut_at: Callable[[str, str], bool] | None = None
+    denies: Callable[[str, str], bool] | None = None
 
     def __post_init__(self) -> None:
         self._open: set[socket.socket] = set()
@@ -88,9 +95,14 @@ class Line:
                     data = one.recv(1 << 18)
                     if not data:
                         return
-                    if one is client and self._is_cut(data):
-                        self.cut()
-                        return
+                    if one is client:
+                        requests = self._requests(data)
+                        if self.cut_at is not None and any(self.cut_at(*r) for r in requests):
+                            self.cut()
+                            return
+                        if self.denies is not None and any(self.denies(*r) for r in requests):
+                            client.sendall(_DENIED)
+                            return
                     self._count(one is client, len(data))
                     (server if one is client else client).sendall(data)
         except (OSError, ValueError):  # ValueError: closed by `cut`
@@ -101,13 +113,10 @@ class Line:
             client.close()
             server.close()
 
-    def _is_cut(self, data: bytes) -> bool:
-        for method, path in _REQUEST.findall(data):
-            request = method.decode(), path.decode()
-            self.requests.append(request)
-            if self.cut_at is not None and self.cut_at(*request):
-                return True
-        return False
+    def _requests(self, data: bytes) -> list[tuple[str, str]]:
+        found = [(m.decode(), path.decode()) for m, path in _REQUEST.findall(data)]
+        self.requests += found
+        return found
 
     def _count(self, is_up: bool, n_bytes: int) -> None:
         with self._lock:
