@@ -148,7 +148,9 @@ def _reading(limits: Limits, out: Path, n_samples: int) -> None:
             name, f"{n_samples / median_s:,.0f} images/s, {n_bytes / 1e6 / median_s:.0f} MB/s"
         )
     ratios = [p / s for p, s in zip(seconds["plain client"], seconds["S3"], strict=True)]
-    limits.line("rate over the plain client's, median of pairs", statistics.median(ratios), "≥", 0.9)
+    limits.line(
+        "rate over the plain client's, median of pairs", statistics.median(ratios), "≥", 0.9
+    )
     print(f"load {os.getloadavg()[0]:.1f}")
 
 

@@ -92,7 +92,7 @@ def _write_report(config: CurateConfig, curated: pipeline.Curated) -> Path:
     says = digest(
         [
             version("cellpair"),
-            config.model_dump(mode="json"),
+            config.model_dump(mode="json", exclude={"out"}),  # a working copy lies anywhere
             curated.dataset.fingerprint if curated.dataset else None,
             [b.fingerprint for run in curated.runs for b in run.built.values()],
         ]

@@ -213,7 +213,9 @@ def _add_register(p: argparse.ArgumentParser) -> None:
 
 def _add_segment(p: argparse.ArgumentParser) -> None:
     p.add_argument("slide", type=_local, help="a slide, or a PNG or JPEG picture with --mpp")
-    p.add_argument("--out", type=_local, required=True, metavar="DIR", help="for tables and picture")
+    p.add_argument(
+        "--out", type=_local, required=True, metavar="DIR", help="for tables and picture"
+    )
     p.add_argument("--mpp", type=float, help="µm per pixel, where the slide does not say")
     p.add_argument(
         "--model",

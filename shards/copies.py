@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,7 @@ log = logging.getLogger("cellpair")
 
 _HASHES_FILE: Final = ".sha256.json"  # written last: with it the copy is whole
 _TELL_BYTES: Final = 10**8
+_DOWNLOADS: Final = 4  # files at a time: a folder may hold thousands of small ones
 
 # Files by their paths in a folder; a source that is a file itself has the path "".
 Seen = dict[str, ObjectFacts]
@@ -93,13 +95,14 @@ class Copies:
 
 
 def _fetch(source: RemotePath, seen: Mapping[str, ObjectFacts], copy: Path) -> dict[str, str]:
-    hashes = {}
-    for name, facts in seen.items():
+    def fetch(name: str) -> str:
         target, remote = (copy / name, source / name) if name else (copy, source)
         target.parent.mkdir(parents=True, exist_ok=True)
-        # The copy is of these versions alone, so a file of this size is whole and theirs.
-        hashes[name] = remote.download(facts, target)
-    return hashes
+        # The copy is of these versions alone: what a stopped process left of a file is theirs.
+        return remote.download(seen[name], target)
+
+    with ThreadPoolExecutor(_DOWNLOADS, thread_name_prefix="files") as pool:
+        return dict(zip(seen, pool.map(fetch, seen), strict=True))
 
 
 def fetch_checked(source: RemotePath, facts: ObjectFacts | None, target: Path, sha256: str) -> None:

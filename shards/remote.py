@@ -36,6 +36,8 @@ log = logging.getLogger("cellpair")
 # connection loses little.
 CHUNK_BYTES: Final = 8 << 20
 _AHEAD: Final = 4
+# What S3's client makes of "internal error" and "slow down".
+_BUSY: Final = (getattr(errno, "EREMOTEIO", errno.EIO), errno.EIO, errno.EBUSY)
 PAUSES_S: Final = (1.0, 10.0, 30.0)
 
 
@@ -145,7 +147,8 @@ class RemotePath:
             try:
                 return bytes(fs.cat_file(path, start=start, end=end))
             except OSError as error:
-                if error.errno == errno.EINVAL:  # a range that lies behind the end of the object
+                # S3 has no other word for a range that lies behind the end of the object.
+                if error.errno == errno.EINVAL and fs.size(path) <= start:
                     return b""
                 raise
 
@@ -308,7 +311,7 @@ def _asking(remote: RemotePath) -> Iterator[tuple[AbstractFileSystem, str]]:
     except PermissionError as error:
         words = f"access denied ({error})"
         raise PermissionError(errno.EACCES, words, remote.url) from error
-    except _client_errors() as error:
+    except (*_client_errors(), ConnectionError, TimeoutError) as error:
         if "credentials" in str(error).lower():
             raise BadInput(
                 remote,
@@ -316,10 +319,18 @@ def _asking(remote: RemotePath) -> Iterator[tuple[AbstractFileSystem, str]]:
                 found=str(error),
                 remedy="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
             ) from error
-        raise ConnectionError(
-            f"{remote.url}: the store does not answer ({type(error).__name__}: {error}); what is "
-            "there stays as it is: run the same command again to go on"
-        ) from error
+        raise _away(remote, error) from error
+    except OSError as error:
+        if error.errno in _BUSY:
+            raise _away(remote, error) from error
+        raise
+
+
+def _away(remote: RemotePath, error: BaseException) -> ConnectionError:
+    return ConnectionError(
+        f"{remote.url}: the store does not answer ({type(error).__name__}: {error}); what is there "
+        "stays as it is: run the same command again to go on"
+    )
 
 
 @cache
@@ -327,8 +338,13 @@ def _filesystem(protocol: str, pid: int) -> AbstractFileSystem:
     """The client of a store, one for all threads of a process, and another behind a fork."""
     import fsspec  # a second, with the client of S3
 
+    # Parts of 50 MB, two at a time, of as many files as are uploaded at a time.
+    options = {"max_concurrency": 2} if protocol in ("s3", "s3a") else {}
     # Listings are not kept: others write there too.
-    return fsspec.filesystem(protocol, use_listings_cache=False, skip_instance_cache=True)
+    fs: AbstractFileSystem = fsspec.filesystem(
+        protocol, use_listings_cache=False, skip_instance_cache=True, **options
+    )
+    return fs
 
 
 def persistent_range(remote: RemotePath, start: int, end: int) -> bytes:

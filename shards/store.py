@@ -40,7 +40,7 @@ log = logging.getLogger("cellpair")
 
 T = TypeVar("T")
 
-_UPLOADS: Final = 8
+_UPLOADS: Final = 4
 # Texts of a working copy, by folder: what other runs of `curate` need to know, and people read.
 _TEXTS: Final = {"": (".json", ".jsonl", ".toml"), "logs": (".log",), "report": (".html", ".says")}
 _PULLED_PAGES: Final = ("report/index.html", "report/.says")
@@ -192,8 +192,8 @@ class RemoteStore(Store):
     def publish(self, dataset: Dataset) -> None:
         super().publish(dataset)
         for relative in (*dataset.panels.values(), f"datasets/{dataset.fingerprint}.json"):
-            self._put(relative)
-        self._put(POINTER_FILE)
+            self._put(relative, may_be_there=True)
+        self._put(POINTER_FILE, may_be_there=True)
 
     def save(self) -> None:
         for folder, suffixes in _TEXTS.items():
@@ -214,12 +214,15 @@ class RemoteStore(Store):
     def _behind(self, path: Path) -> RemotePath:
         return self.remote / path.relative_to(self.root).as_posix()
 
-    def _put(self, name: str) -> None:
-        path = self.root / name
-        sha256 = sha256_of(path)
-        if self._saved.get(name) != sha256:
-            (self.remote / name).write_bytes(path.read_bytes())
-            self._saved[name] = sha256
+    def _put(self, name: str, *, may_be_there: bool = False) -> None:
+        """Put a text of the working copy, unless it is what this process knows to lie there."""
+        path, there = self.root / name, self.remote / name
+        sha256, data = sha256_of(path), path.read_bytes()
+        if self._saved.get(name) == sha256:
+            return
+        if not (may_be_there and there.is_file() and there.read_bytes() == data):
+            there.write_bytes(data)
+        self._saved[name] = sha256
 
     def _upload(self, directory: Path, record: ArtifactRecord) -> None:
         """The files of an artifact, then its record; goes on from what an earlier try has put."""

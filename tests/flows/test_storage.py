@@ -16,8 +16,9 @@ from flows.cli import main
 from flows.config import read_curate_config
 from shards.artifact import RECORD_FILE
 from shards.errors import BadInputs
-from shards.remote import remote_path
-from tests.flows.test_curate import curate, write_config
+from shards.remote import RemotePath, remote_path
+from tests.flows import test_curate
+from tests.flows.test_curate import write_config
 from tests.s3 import BUCKET, ENVIRONMENT, Line
 
 Objects = dict[str, bytes]
@@ -49,6 +50,11 @@ def records_are_whole(content: Objects) -> bool:
                 if len(content.get(folder + file, b"")) != facts["n_bytes"]:
                     return False
     return True
+
+
+def curate(folder: Path, run: Path | RemotePath, **changes: object) -> int:
+    """As it is done everywhere, by the quickest way."""
+    return test_curate.curate(folder, run, refine="false", **changes)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +103,7 @@ def test_a_curation_behind_a_url_has_the_bytes_of_one_in_a_folder(
     assert "no faults" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_inputs_behind_urls_are_the_same_inputs(
     simulated: Path, in_a_folder: Objects, bucket: str, s3: Line, tmp_path: Path
 ) -> None:
@@ -104,12 +111,11 @@ def test_inputs_behind_urls_are_the_same_inputs(
     for path in sorted(p for p in simulated.rglob("*") if p.is_file() and "truth" not in p.parts):
         (inputs / path.relative_to(simulated).as_posix()).upload(path)
     before = inputs.files()
-    there = {"slide": f"{inputs}/he.ome.tif", "alignment": f"{inputs}/he_imagealignment.csv"}
-    assert curate(tmp_path, simulated, run=inputs, **there) == 0
+    assert curate(tmp_path, inputs) == 0
     assert datasets(local(tmp_path / "out dir")) == in_a_folder
     assert inputs.files() == before
     s3.clear()
-    assert curate(tmp_path, simulated, run=inputs, **there) == 0
+    assert curate(tmp_path, inputs) == 0
     assert not [m for m, path in s3.requests if m in ("PUT", "POST", "DELETE")]
     assert not [path for m, path in s3.requests if m == "GET" and path.endswith(".tif")]
 
@@ -130,6 +136,7 @@ def test_an_input_larger_than_the_cache_is_refused(
     assert not list((tmp_path / "cache").rglob("*.tif"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["cells", "shards"])
 def test_a_store_that_goes_in_the_middle(
     simulated: Path,
@@ -156,10 +163,11 @@ def test_a_store_that_goes_in_the_middle(
     assert datasets(objects(bucket)) == in_a_folder
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_while_it_uploads(
     simulated: Path, in_a_folder: Objects, bucket: str, s3: Line, tmp_path: Path
 ) -> None:
-    config = write_config(tmp_path, simulated, out=bucket)
+    config = write_config(tmp_path, simulated, out=bucket, refine="false")
     with subprocess.Popen(
         [sys.executable, "-m", "flows.cli", "curate", str(config), "--workers", "1"],
         stderr=subprocess.DEVNULL,
@@ -209,9 +217,8 @@ def test_a_place_that_is_in_use_for_something_else(
 def test_faults_of_urls_are_told_with_the_others(simulated: Path, s3: Line, tmp_path: Path) -> None:
     config = write_config(
         tmp_path,
-        simulated,
+        remote_path(f"s3://{BUCKET}/raw"),
         out=f"s3://{BUCKET}/raw/outs/dataset",
-        run=f"s3://{BUCKET}/raw",
         slide="s3://name:secret@bucket/he.ome.tif",
     )
     with pytest.raises(BadInputs) as error:
@@ -223,6 +230,7 @@ def test_faults_of_urls_are_told_with_the_others(simulated: Path, s3: Line, tmp_
     assert f"nothing at s3://{BUCKET}/raw/outs" in told
 
 
+@pytest.mark.slow
 def test_clean_removes_there_what_no_dataset_points_to(
     simulated: Path, bucket: str, s3: Line, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -247,6 +255,7 @@ def test_clean_removes_there_what_no_dataset_points_to(
     assert main(["check", bucket]) == 0
 
 
+@pytest.mark.slow
 def test_clean_removes_a_withdrawn_donor_there(
     simulated: Path, bucket: str, s3: Line, tmp_path: Path
 ) -> None:
