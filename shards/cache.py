@@ -71,8 +71,8 @@ class Cache:
             os.utime(marker)
         return Entry(self, folder, marker)
 
-    def make_room(self, entry: Entry, n_bytes: int, *, is_here: bool = False) -> None:
-        """Let the entry grow to `n_bytes`; entries that nobody holds go as far as is needed.
+    def make_room(self, entry: Entry, n_bytes: int, what: object, *, is_here: bool = False) -> None:
+        """Let the entry grow to `n_bytes`, of `what`; what nobody holds goes as far as is needed.
 
         Raises BadSetting where those that are held leave too little room, unless the bytes take
         their room already (`is_here`).
@@ -91,7 +91,7 @@ class Cache:
                 held = f", beside {n_held} that are in use" if n_held else ""
                 raise BadSetting(
                     _BOUND,
-                    expected=f"room for {n_bytes} bytes{held} below {self.folder}",
+                    expected=f"room for {n_bytes} bytes of {what}{held}, below {self.folder}",
                     found=f"{self.limit_bytes} in all",
                     remedy=f"raise {_BOUND}, set CELLPAIR_CACHE to a larger disk, or copy the "
                     "input to a local folder",
@@ -153,9 +153,9 @@ class Entry:
         """The bytes that it may take."""
         return int(os.pread(self.marker, 20, 0) or b"0")
 
-    def make_room(self, n_bytes: int, *, is_here: bool = False) -> None:
-        """Let it grow to so many bytes. Raises BadSetting as `Cache.make_room`."""
-        self._cache.make_room(self, n_bytes, is_here=is_here)
+    def make_room(self, n_bytes: int, what: object, *, is_here: bool = False) -> None:
+        """Let it grow to so many bytes, of `what`. Raises BadSetting as `Cache.make_room`."""
+        self._cache.make_room(self, n_bytes, what, is_here=is_here)
 
     @contextmanager
     def filling(self) -> Iterator[None]:

@@ -72,7 +72,7 @@ class Copies:
                 found = entry.folder / _HASHES_FILE
                 if not found.exists():
                     n_bytes = sum(facts.st_size for facts in seen.values())
-                    entry.make_room(n_bytes)
+                    entry.make_room(n_bytes, source)
                     if n_bytes > _TELL_BYTES:
                         log.info("%s: fetching %.1f GB", source, n_bytes / 1e9)
                     hashes = _fetch(source, seen, copy)

@@ -244,7 +244,7 @@ class Files:
         copy = entry.folder / tar.name
         with entry.filling():
             if not copy.exists():
-                entry.make_room(info.tar_bytes)
+                entry.make_room(info.tar_bytes, tar)
                 fetch_checked(tar, tar.stat(), copy, info.tar_sha256)
         return copy
 

@@ -256,7 +256,7 @@ class RemoteStore(Store):
         folder = self._place_of(directory, record)
         entry = self._held[folder] = self._cache.entry(folder.parent.name)
         with entry.filling():
-            entry.make_room(_size(record), is_here=True)
+            entry.make_room(_size(record), directory, is_here=True)
             shutil.rmtree(folder, ignore_errors=True)
             directory.rename(folder)
         return folder
@@ -281,7 +281,7 @@ class RemoteStore(Store):
         if missing:
             there = at.files()
             here = [name for name in record.files if (folder / name).exists()]
-            entry.make_room(sum(record.files[name].n_bytes for name in (*here, *missing)))
+            entry.make_room(sum(record.files[n].n_bytes for n in (*here, *missing)), at)
             for name in missing:
                 fetch_checked(at / name, there.get(name), folder / name, record.files[name].sha256)
         if not (folder / RECORD_FILE).exists():

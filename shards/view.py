@@ -55,7 +55,7 @@ class View:
         self._run = run
         wanted = [n for n in (f"{run}/{name}.tar", f"{run}/{name}.parquet") if n in self._facts]
         self._fetched |= {n: self._facts[n].st_size for n in wanted}
-        self._entry.make_room(sum(self._fetched.values()))
+        self._entry.make_room(sum(self._fetched.values()), self.remote / run)
         for relative in wanted:
             path = self.root / relative
             path.unlink()

@@ -134,9 +134,9 @@ def test_copies_that_nobody_holds_go_when_room_is_needed(store: Opened) -> None:
     cache = Cache(here.root.parent, n_bytes + 10)
     with cache.entry("other") as other:
         with pytest.raises(BadSetting, match="CELLPAIR_CACHE_BYTES"):
-            other.make_room(100)
+            other.make_room(100, "other")
         here.release()
-        other.make_room(100)
+        other.make_room(100, "other")
     assert not folder.exists()
     here.at_hand(folder)
     assert (folder / "part-1.bin").read_bytes() == FILES["part-1.bin"]
