@@ -70,7 +70,7 @@ def refused(path: Path, raw: Mapping[str, Any]) -> Iterator[BadInput]:
 def url_faults(path: Path, raw: Mapping[str, Any]) -> Iterator[BadInput]:
     """URLs that hold credentials or are of no known kind, and an output inside an input."""
     out = raw.get("out")
-    tables = [((), "out", out)]
+    tables: list[tuple[tuple[object, ...], str, Any]] = [((), "out", out)]
     for i, run in tables_of(raw, "runs"):
         tables += [(("runs", i), key, run.get(key)) for key in RUN_FILES]
     for loc, key, given in tables:

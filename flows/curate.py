@@ -110,9 +110,9 @@ def _show_quality(config: CurateConfig, curated: Curated) -> None:
     from flows.qc import artifact_key, dataset_markdown, failure_markdown, run_markdown
 
     texts = {}
-    for run in curated.runs:
-        with run.at_hand():
-            texts[run.config.id] = run_markdown(config, run)
+    for curated_run in curated.runs:
+        with curated_run.at_hand():
+            texts[curated_run.config.id] = run_markdown(config, curated_run)
     texts |= {run: failure_markdown(run, error) for run, error in curated.failures.items()}
     for run, text in texts.items():
         create_markdown_artifact(text, key=artifact_key(run))

@@ -77,9 +77,9 @@ class RunStages:
         self.inputs = {key: hashes.of(path) for key, path in self.files.items()}
         places = {key: hashes.place_of(path) for key, path in self.files.items()}
         self.run = RunConfig.model_construct(**{**dict(run), **places})
-        self.configs = StageConfigs.of(config, run)
+        self.configs = StageConfigs.of(config, self.run)
         self.withdrawn = self._withdrawn()
-        self.identities = identities(config, run, self.configs, self.inputs, self.withdrawn)
+        self.identities = identities(config, self.run, self.configs, self.inputs, self.withdrawn)
 
     def _withdrawn(self) -> tuple[str, ...]:
         """The withdrawn donors of a run with several."""

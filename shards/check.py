@@ -89,6 +89,7 @@ def _faults(path: Path, fetch: Fetch) -> list[str]:
             raise
         named = "" if error.where == str(asked) else f", which {asked.name} names"
         return [f"{error.where}{named}: {error.found}; {_REMEDY}"]
+    assert isinstance(root, Path), "the root of a path"
     faults = list(_json_faults(path, dataset, root))
     panels: dict[str, Panel] = {}
     for panel_id, relative in dataset.panels.items():

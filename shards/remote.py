@@ -311,7 +311,7 @@ def _asking(remote: RemotePath) -> Iterator[tuple[AbstractFileSystem, str]]:
     except PermissionError as error:
         words = f"access denied ({error})"
         raise PermissionError(errno.EACCES, words, remote.url) from error
-    except (*_client_errors(), ConnectionError, TimeoutError) as error:
+    except _no_answers() as error:
         if "credentials" in str(error).lower():
             raise BadInput(
                 remote,
@@ -359,9 +359,9 @@ def persistent_range(remote: RemotePath, start: int, end: int) -> bytes:
     return remote.read_range(start, end)
 
 
-def _client_errors() -> tuple[type[Exception], ...]:
-    """What clients of stores raise that is no OSError; looked up only when something was raised."""
+def _no_answers() -> tuple[type[Exception], ...]:
+    """What clients of stores raise for want of an answer; looked up when something was raised."""
     from aiohttp import ClientError
     from botocore.exceptions import BotoCoreError
 
-    return BotoCoreError, ClientError
+    return BotoCoreError, ClientError, ConnectionError, TimeoutError

@@ -37,9 +37,9 @@ def write_report(
     splits = curated.dataset.donors if curated.dataset else {}
     history = read_history(config.out)
     runs = []
-    for run in curated.runs:
-        with run.at_hand():
-            runs.append(run_page(config, run, splits, history))
+    for curated_run in curated.runs:
+        with curated_run.at_hand():
+            runs.append(run_page(config, curated_run, splits, history))
     for run in runs:
         write_page(folder / f"{run.run}.html", "run.html", page=run)
     evaluation = None
