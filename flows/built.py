@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -44,10 +45,12 @@ class Built:
 
 @dataclass(frozen=True, slots=True)
 class CuratedRun:
-    """All artifacts of one run, by stage."""
+    """All artifacts of one run, by stage; what is read of them, and of its files, is read inside
+    `at_hand`."""
 
     config: RunConfig
     built: dict[Stage, Built]
+    at_hand: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 @cache

@@ -11,6 +11,7 @@ import shutil
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
+from flows.clean_remote import clean_remote
 from flows.failures import DONE
 from flows.outfolder import LOCK_FOLDER, OUT_FILE, read_out
 from flows.removals import Removal, plan_removals
@@ -20,14 +21,17 @@ from shards.artifact import write_atomically
 from shards.dataset import POINTER_FILE
 from shards.errors import BadInput
 from shards.lock import hold, living_owner
+from shards.remote import Location, RemotePath
 
 
-def clean(out: Path, *, dry_run: bool) -> int:
+def clean(out: Location, *, dry_run: bool) -> int:
     """Clean the output folder of `curate`; prints what goes and how much; returns the exit code.
 
     Raises BadInput where it is none, where a process works in it, and where a dataset or what it
     points to can't be read; then nothing is removed.
     """
+    if isinstance(out, RemotePath):
+        return _tell(*clean_remote(out, dry_run=dry_run), dry_run=dry_run)
     out = out.resolve()
     owner = read_out(out)
     if owner is None:
@@ -45,6 +49,10 @@ def clean(out: Path, *, dry_run: bool) -> int:
             _remove(removals)
             _remove_empty_folders(out)
             sweep_semaphores()
+    return _tell(removals, out, dry_run=dry_run)
+
+
+def _tell(removals: list[Removal], out: Path, *, dry_run: bool) -> int:
     done = "would remove" if dry_run else "removed"
     for r in removals:
         what = "" if r.rest is None else "lines of "

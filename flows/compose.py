@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from flows.built import CuratedRun
-from flows.config import CurateConfig, RunConfig, split_of
+from flows.config import CurateConfig, GivenRun, split_of
 from flows.donor_names import confusable
 from flows.hold_out import contradictions, held_out_donors, source_ids_of, unknown_names
 from flows.toml_text import quoted
@@ -15,9 +15,13 @@ from pairing import cells
 from pairing.annotations import donors_named
 from pairing.registration.record import REGISTRATION_FILE, Registration
 from shards.artifact import RECORD_FILE, ArtifactRecord, sha256_of, write_if_changed
+from shards.cache import Cache
+from shards.copies import Copies, look_at
 from shards.dataset import panel_path, read_manifest, read_record
 from shards.errors import BadInput, BadInputs
+from shards.remote import RemotePath
 from shards.schema import SPLITS, Dataset, DatasetRun, Manifest, Panel, Section, Split
+from shards.store import Store
 from shards.unions import names_that_differ, union_path, unions_of
 from shards.write import MANIFEST_FILE
 
@@ -51,7 +55,15 @@ def held_out_of(config: CurateConfig) -> dict[str, tuple[str, ...]]:
     return held_out
 
 
-def _donors(run: RunConfig) -> Sequence[str]:
+def _donors(run: GivenRun) -> Sequence[str]:
+    if isinstance(run.donors, RemotePath):
+        copies = Copies(Cache.of_user())
+        seen = look_at(run.donors)
+        try:
+            copies.hold(run.donors, seen)
+            return donors_named(copies.place(run.donors, seen))
+        finally:
+            copies.release()
     if run.donors is not None:
         return donors_named(run.donors)
     assert run.donor is not None
@@ -59,14 +71,30 @@ def _donors(run: RunConfig) -> Sequence[str]:
 
 
 def compose(
-    config: CurateConfig, runs: Sequence[CuratedRun], held_out: Mapping[str, tuple[str, ...]]
+    config: CurateConfig,
+    runs: Sequence[CuratedRun],
+    held_out: Mapping[str, tuple[str, ...]],
+    store: Store,
 ) -> Dataset:
     """The dataset of these runs: a composition of their shard sets; no shard is rewritten.
 
     Writes the panels and their unions under `config.out`. `held_out` is what `held_out_of` says.
     """
+    try:
+        for run in runs:
+            for stage in ("registration", "cells", "patches", "shards"):
+                if stage in run.built:
+                    store.at_hand(run.built[stage].folder, texts=True)
+        return _composed(config, runs, held_out)
+    finally:
+        store.release()
+
+
+def _composed(
+    config: CurateConfig, runs: Sequence[CuratedRun], held_out: Mapping[str, tuple[str, ...]]
+) -> Dataset:
     manifests = [read_manifest(run.built["shards"].folder) for run in runs]
-    entries = [_entry(config, run, m) for run, m in zip(runs, manifests, strict=True)]
+    entries = [_entry(run, m) for run, m in zip(runs, manifests, strict=True)]
     # In the order of the shards, each donor once: there may be thousands of shards.
     in_order = dict.fromkeys(shard.donor for manifest in manifests for shard in manifest.shards)
     donors = {donor: split_of(donor, config.split, held_out) for donor in in_order}
@@ -95,7 +123,7 @@ def compose(
     return dataset
 
 
-def _entry(config: CurateConfig, run: CuratedRun, manifest: Manifest) -> DatasetRun:
+def _entry(run: CuratedRun, manifest: Manifest) -> DatasetRun:
     built = run.built["shards"]
     n_cells_of_donor: dict[str, int] = built.summary["n_cells_of_donor"]
     with_pairs = {shard.donor for shard in manifest.shards}
@@ -104,7 +132,7 @@ def _entry(config: CurateConfig, run: CuratedRun, manifest: Manifest) -> Dataset
             log.warning("%s: no pair of donor %r, of %d cells", manifest.run, donor, n_cells)
     return DatasetRun(
         run=manifest.run,
-        path=built.folder.relative_to(config.out).as_posix(),
+        path=f"runs/{run.config.id}/shards/{built.folder.name}",
         fingerprint=built.fingerprint,
         manifest_sha256=sha256_of(built.folder / MANIFEST_FILE),
         species=manifest.species,

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from flows.config_faults import (
@@ -17,16 +23,20 @@ from flows.config_faults import (
     run_faults,
     runs_faults,
     tables_of,
+    url_faults,
 )
 from flows.split import Donor, SplitSection, split_of, tell_together
 from pairing.cells import CellsOptions
 from pairing.pack import Filters
 from shards.errors import BadInput, BadInputs
+from shards.remote import Location, RemotePath, is_url, remote_path
 from shards.schema import PatchSpec, Record, RunId
+from shards.store import working_folder
 
 __all__ = [
     "RUN_FILES",
     "CurateConfig",
+    "GivenRun",
     "RunConfig",
     "SplitSection",
     "read_curate_config",
@@ -74,36 +84,50 @@ class RegistrationSection(Record):
     max_median_error_um: float = Field(default=5.0, gt=0)
 
 
-class RunConfig(Record):
-    """One `[[runs]]`: exactly one of a slide (with its alignment) and `image = "morphology"`.
+class GivenRun(Record):
+    """One `[[runs]]` as it is written.
 
-    And exactly one of `donor`, where all cells are of one, and `donors`: a GeoJSON of polygons in
-    level-0 pixels of the image that the patches are cut from, or a csv with the columns cell_id
-    and donor. `labels` is a csv with the columns cell_id and label (or group).
+    Exactly one of a slide (with its alignment) and `image = "morphology"`. And exactly one of
+    `donor`, where all cells are of one, and `donors`: a GeoJSON of polygons in level-0 pixels of
+    the image that the patches are cut from, or a csv with the columns cell_id and donor. `labels`
+    is a csv with the columns cell_id and label (or group).
     """
 
     # It names files, with a slug of the donor: 255 bytes are the most that a file's name can have.
     id: Annotated[RunId, Field(max_length=100), AfterValidator(_not_reserved)]
-    xenium: Path
+    xenium: Location
     donor: Donor | None = None
-    donors: Path | None = None
-    labels: Path | None = None
+    donors: Location | None = None
+    labels: Location | None = None
     source_id: str | None = None
-    slide: Path | None = None
+    slide: Location | None = None
     image: Literal["morphology"] | None = None
-    alignment: Path | Literal["auto"] | None = None
+    alignment: Literal["auto"] | Location | None = None
     tissue: str | None = None
     species: str | None = None
     mpp: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
-    def _goes_together(self) -> RunConfig:
+    def _goes_together(self) -> Self:
         tell_together(run_faults(self.model_dump()))
         return self
 
 
+class RunConfig(GivenRun):
+    """One `[[runs]]` on this machine: files that lie behind URLs are copies."""
+
+    xenium: Path
+    donors: Path | None = None
+    labels: Path | None = None
+    slide: Path | None = None
+    alignment: Path | Literal["auto"] | None = None
+
+
 class CurateConfig(Record):
-    """A whole `curate` config; paths are absolute."""
+    """A whole `curate` config; paths are absolute.
+
+    Where `out` is a URL in the file, it is the working copy here, and `remote` what lies behind it.
+    """
 
     name: Annotated[str, Field(min_length=1)]
     out: Path
@@ -113,10 +137,22 @@ class CurateConfig(Record):
     registration: RegistrationSection = RegistrationSection()
     filters: Filters = Filters()
     split: SplitSection = SplitSection()
-    runs: tuple[RunConfig, ...]
+    runs: tuple[GivenRun, ...]
+    _remote: RemotePath | None = PrivateAttr(default=None)
 
     @property
-    def active_runs(self) -> tuple[RunConfig, ...]:
+    def remote(self) -> RemotePath | None:
+        """What lies behind the URL that `out` is the working copy of."""
+        return self._remote
+
+    def working_on(self, remote: RemotePath) -> CurateConfig:
+        """The same config, its output behind a URL."""
+        config = self.model_copy(update={"out": working_folder(remote)})
+        config._remote = remote
+        return config
+
+    @property
+    def active_runs(self) -> tuple[GivenRun, ...]:
         """The runs but those whose one donor is withdrawn; in the order of the config."""
         return tuple(
             run for run in self.runs if run.donor is None or not self.split.is_withdrawn(run.donor)
@@ -139,7 +175,7 @@ _SECTIONS: dict[str, type[Record]] = {
     "registration": RegistrationSection,
     "filters": Filters,
     "split": SplitSection,
-    "runs": RunConfig,
+    "runs": GivenRun,
 }
 
 
@@ -151,8 +187,8 @@ def read_curate_config(path: Path) -> CurateConfig:
     """
     path = path.resolve()
     raw = _read_toml(path)
-    faults: list[BadInput] = []
-    _resolve_paths(raw, path.parent)
+    faults = bad_urls = list(url_faults(path, raw))
+    remote = _resolve_paths(raw, path.parent, {fault.where for fault in bad_urls})
     config = None
     try:
         config = CurateConfig.model_validate(raw)
@@ -164,7 +200,7 @@ def read_curate_config(path: Path) -> CurateConfig:
         # The first fault of a key is the one that explains it.
         first = {fault.where: fault for fault in reversed(faults)}
         raise BadInputs([fault for fault in faults if first[fault.where] is fault])
-    return config
+    return config if remote is None else config.working_on(remote)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -185,11 +221,21 @@ def _read_toml(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _resolve_paths(raw: dict[str, Any], folder: Path) -> None:
+def _resolve_paths(raw: dict[str, Any], folder: Path, bad: set[str]) -> RemotePath | None:
+    """Make paths absolute; of an output behind a URL the working copy, and the URL is returned.
+
+    `bad` says where URLs stand that are none.
+    """
+
     def resolve(table: dict[str, Any], key: str) -> None:
-        if isinstance(table.get(key), str):
+        if isinstance(table.get(key), str) and not is_url(table[key]):
             table[key] = str(folder / table[key])
 
+    remote = None
+    if isinstance(raw.get("out"), str) and is_url(raw["out"]):
+        if not bad:
+            remote = remote_path(raw["out"])
+        raw["out"] = str(folder if remote is None else working_folder(remote))
     resolve(raw, "out")
     segmentation = raw.get("segmentation")
     if isinstance(segmentation, dict) and "/" in str(segmentation.get("model", "")):
@@ -198,3 +244,4 @@ def _resolve_paths(raw: dict[str, Any], folder: Path) -> None:
         for key in RUN_FILES:
             if not (key == "alignment" and run.get(key) == "auto"):
                 resolve(run, key)
+    return remote

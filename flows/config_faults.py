@@ -21,6 +21,7 @@ from flows.hold_out import contradictions, held_out_donors, unknown_names
 from flows.split import SplitSection, split_faults
 from pairing.annotations import CSV_SUFFIX, GEOJSON_SUFFIXES
 from shards.errors import BadInput
+from shards.remote import is_url, remote_path
 
 # Keys of a run that name files or folders.
 RUN_FILES = ("xenium", "slide", "alignment", "donors", "labels")
@@ -39,6 +40,34 @@ def tables_of(raw: Mapping[str, Any], key: str) -> list[tuple[int, dict[str, Any
     listed = raw.get(key)
     listed = listed if isinstance(listed, list) else []
     return [(i, table) for i, table in enumerate(listed) if isinstance(table, dict)]
+
+
+def url_faults(path: Path, raw: Mapping[str, Any]) -> Iterator[BadInput]:
+    """URLs that hold credentials or are of no known kind, and an output inside an input."""
+    out = raw.get("out")
+    tables: list[tuple[tuple[object, ...], str, Any]] = [((), "out", out)]
+    for i, run in tables_of(raw, "runs"):
+        tables += [(("runs", i), key, run.get(key)) for key in RUN_FILES]
+    for loc, key, given in tables:
+        if isinstance(given, str) and is_url(given):
+            where = at(path, *loc, key)
+            try:
+                remote = remote_path(given)
+            except BadInput as fault:
+                yield BadInput(
+                    where,
+                    expected=fault.expected,
+                    found=f"{fault.found}: {fault.where}",
+                    remedy=fault.remedy,
+                )
+                continue
+            if key != "out" and isinstance(out, str) and f"{out}/".startswith(f"{remote}/"):
+                yield BadInput(
+                    at(path, "out"),
+                    expected="a URL outside of the inputs, which are only read",
+                    found=f"one in {key} of run {i}",
+                    remedy="give another URL",
+                )
 
 
 def run_faults(run: Mapping[str, Any]) -> Iterator[str]:
@@ -165,6 +194,9 @@ def missing_inputs(path: Path, raw: Mapping[str, Any]) -> Iterator[BadInput]:
 
 def _wrong_path(where: str, given: str, kind: str) -> Iterator[BadInput]:
     remedy = "mend the path; relative paths start at the config's folder"
+    if is_url(given):
+        yield from _wrong_url(where, given, kind)
+        return
     try:
         mode = os.stat(given).st_mode
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
@@ -177,6 +209,20 @@ def _wrong_path(where: str, given: str, kind: str) -> Iterator[BadInput]:
             return
         found = f"{'a folder' if stat.S_ISDIR(mode) else 'neither file nor folder'}: {given}"
     yield BadInput(where, expected=f"an existing {kind}", found=found, remedy=remedy)
+
+
+def _wrong_url(where: str, given: str, kind: str) -> Iterator[BadInput]:
+    try:
+        remote = remote_path(given)
+        there = remote.is_file() or (kind != "file" and remote.is_dir())
+        found = f"nothing at {given}"
+    except PermissionError as error:
+        there, found = False, f"{error.strerror}: {given}"
+    except BadInput:
+        return  # told by `url_faults`
+    if not there:
+        remedy = "mend the URL, or the rights of the credentials"
+        yield BadInput(where, expected=f"an existing {kind}", found=found, remedy=remedy)
 
 
 def faults_of_records(

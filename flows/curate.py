@@ -109,7 +109,10 @@ def _failed_for_now(task: Any, task_run: TaskRun, state: State[Any]) -> bool:
 def _show_quality(config: CurateConfig, curated: Curated) -> None:
     from flows.qc import artifact_key, dataset_markdown, failure_markdown, run_markdown
 
-    texts = {run.config.id: run_markdown(config, run) for run in curated.runs}
+    texts = {}
+    for curated_run in curated.runs:
+        with curated_run.at_hand():
+            texts[curated_run.config.id] = run_markdown(config, curated_run)
     texts |= {run: failure_markdown(run, error) for run, error in curated.failures.items()}
     for run, text in texts.items():
         create_markdown_artifact(text, key=artifact_key(run))

@@ -12,16 +12,22 @@ from flows.export.record import EXPORT_FILE, Export
 from pairing.slide import open_slide
 from pairing.xenium import open_xenium
 from segmentation.config import FACTS_FILE, SegmentationFacts
+from shards.artifact import link_or_copy
+from shards.cache import Cache
 from shards.check import describe
+from shards.copies import Copies, look_at
 from shards.dataset import POINTER_FILE, read_record
 from shards.errors import BadInput
+from shards.remote import Location, RemotePath
 
 
-def describe_path(path: Path) -> dict[str, Any]:
+def describe_path(path: Location) -> dict[str, Any]:
     """Facts of a dataset, export, checkpoint, shard, bundle, slide or its nuclei, `kind` first.
 
-    Raises BadInput where the path is none of these.
+    What lies behind a URL is fetched, but for datasets. Raises BadInput where it is none of these.
     """
+    if isinstance(path, RemotePath):
+        return _describe_remote(path)
     if not path.exists():
         raise BadInput(
             path, expected="an existing file or folder", found="nothing", remedy="mend the path"
@@ -40,6 +46,23 @@ def describe_path(path: Path) -> dict[str, Any]:
     if path.is_dir() or path.suffix == ".zip":
         return _bundle(path)
     return _slide(path)
+
+
+def _describe_remote(path: RemotePath) -> dict[str, Any]:
+    if path.suffix == ".json" or (path / POINTER_FILE).is_file():
+        return describe(path)
+    copies = Copies(Cache.of_user())
+    try:
+        seen = look_at(path)
+        copies.hold(path, seen)
+        copy = copies.place(path, seen)
+        if path.suffix == ".tar" and (table := path.with_suffix(".parquet")).is_file():
+            seen = look_at(table)
+            copies.hold(table, seen)
+            link_or_copy(copies.place(table, seen), copy.with_suffix(".parquet"))
+        return describe_path(copy)
+    finally:
+        copies.release()
 
 
 def _shard(path: Path) -> dict[str, Any]:

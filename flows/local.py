@@ -21,6 +21,7 @@ from flows.outfolder import claim_out
 from flows.scratch import scratch
 from shards.artifact import write_atomically
 from shards.schema import digest
+from shards.store import Store, store_of
 
 log = logging.getLogger("cellpair")
 
@@ -54,8 +55,9 @@ def run_pipeline(
 
     Raises BadInput where the output folder is another config's or can't be written.
     """
+    store = store_of(config.out, config.remote)
     with _naming(config.out):
-        claim_out(config.out, config.name, config.split.withdrawn_names)
+        claim_out(config.out, config.name, config.split.withdrawn_names, store)
         with logged_to(config.out), scratch(config.out), BlockMap(runtime) as blocks:
             wait_for_clean(config.out)
             curated = curate_and_remember(
@@ -66,8 +68,11 @@ def run_pipeline(
                 only=only,
                 partial_dataset=partial_dataset,
                 runs_at_once=runtime.runs_at_once,
+                store=store,
             )
-            _tell(curated, _write_report(config, curated))
+            page = store.told(_write_report(config, curated))
+        store.save()
+        _tell(curated, page)
     return curated
 
 
@@ -88,7 +93,7 @@ def _write_report(config: CurateConfig, curated: pipeline.Curated) -> Path:
     says = digest(
         [
             cellpair_version(),
-            config.model_dump(mode="json"),
+            config.model_dump(mode="json", exclude={"out"}),  # a working copy lies anywhere
             curated.dataset.fingerprint if curated.dataset else None,
             [b.fingerprint for run in curated.runs for b in run.built.values()],
         ]
@@ -117,6 +122,7 @@ def curate_and_remember(
     only: tuple[str, ...] = (),
     partial_dataset: bool = False,
     runs_at_once: int = 1,
+    store: Store | None = None,
 ) -> pipeline.Curated:
     """The pipeline, and a line in the folder's history of what it reused and made."""
     started, start_s = datetime.now(UTC), time.monotonic()
@@ -128,6 +134,7 @@ def curate_and_remember(
         only=only,
         partial_dataset=partial_dataset,
         runs_at_once=runs_at_once,
+        store=store,
     )
     append_history(config.out, _entry(curated, started, time.monotonic() - start_s))
     return curated
@@ -153,7 +160,7 @@ def _entry(curated: pipeline.Curated, started: datetime, seconds: float) -> Hist
     )
 
 
-def _tell(curated: pipeline.Curated, page: Path) -> None:
+def _tell(curated: pipeline.Curated, page: str) -> None:
     if curated.dataset is None:
         log.error("no dataset was published; what was there before is unchanged")
     else:

@@ -15,6 +15,8 @@ from flows.outfolder import claim_out
 from flows.toml_text import quoted
 from shards.artifact import write_atomically
 from shards.errors import BadInput, BadInputs
+from shards.remote import Location, RemotePath, is_url
+from shards.store import store_of
 
 log = logging.getLogger("cellpair")
 
@@ -25,7 +27,7 @@ _HEAD = """\
 """
 
 
-def read_one_run(given: Mapping[str, str | float], out: Path) -> tuple[CurateConfig, str]:
+def read_one_run(given: Mapping[str, str | float], out: Location) -> tuple[CurateConfig, str]:
     """The config of one run, `given` by key of `[[runs]]`, and its text; nothing is written.
 
     Relative paths start where the command runs; a run without `id` gets one from its bundle's
@@ -36,7 +38,8 @@ def read_one_run(given: Mapping[str, str | float], out: Path) -> tuple[CurateCon
     run = {"id": name, **run}
     if "slide" in run and "alignment" not in run:
         run["alignment"] = _automatically(Path(str(run["xenium"])))
-    lines = [f"name = {quoted(str(run['id']))}", 'out = "."', "", "[[runs]]"]
+    told_out = out.url if isinstance(out, RemotePath) else "."
+    lines = [f"name = {quoted(str(run['id']))}", f"out = {quoted(told_out)}", "", "[[runs]]"]
     lines += [f"{key} = {quoted(v) if isinstance(v, str) else repr(v)}" for key, v in run.items()]
     text = _HEAD.format(name=CONFIG_FILE) + "\n".join(lines) + "\n"
     with tempfile.TemporaryDirectory() as folder:
@@ -47,7 +50,9 @@ def read_one_run(given: Mapping[str, str | float], out: Path) -> tuple[CurateCon
         except BadInputs as error:
             bundle = Path(str(run["xenium"]))
             raise BadInputs([_by_option(f, f"{path}: ", bundle) for f in error.faults]) from error
-    return config.model_copy(update={"out": out.absolute()}), text
+    if isinstance(out, Path):
+        config = config.model_copy(update={"out": out.absolute()})
+    return config, text
 
 
 def _automatically(bundle: Path) -> str:
@@ -66,8 +71,10 @@ def keep_config(config: CurateConfig, text: str) -> Path:
     where it is in use for something else.
     """
     path = config.out / CONFIG_FILE
+    if config.remote is not None or not path.exists():
+        store = store_of(config.out, config.remote)
+        claim_out(config.out, config.name, config.split.withdraw, store)
     if not path.exists():
-        claim_out(config.out, config.name, config.split.withdraw)
         write_atomically(path, text.encode())
         return path
     try:
@@ -92,6 +99,8 @@ def keep_config(config: CurateConfig, text: str) -> Path:
 
 
 def _absolute(key: str, value: str | float) -> str | float:
+    if isinstance(value, str) and is_url(value):
+        return value
     if key in RUN_FILES and isinstance(value, str) and (key, value) != ("alignment", "auto"):
         return str(Path(value).absolute())
     return value

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from shards.errors import not_there_yet
+from shards.errors import BadInput, not_there_yet
 
 # Commands of the interface that arrive with a later version, and what to do meanwhile.
 _LATER = {
@@ -76,24 +76,24 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     p = add(
         "info", "what a bundle, slide, shard, dataset, export, checkpoint or folder of nuclei is"
     )
-    p.add_argument("path", type=Path, help="file or folder")
+    p.add_argument("path", type=_location, help="file, folder or URL")
     _add_json(p)
 
     p = add("check", "every promise of a dataset proved again")
-    p.add_argument("dataset", type=Path, help="the folder that `curate` wrote")
+    p.add_argument("dataset", type=_location, help="the folder or URL that `curate` wrote")
     _add_json(p)
 
     p = add("clean", "remove what no dataset points to, and all that holds a withdrawn donor")
-    p.add_argument("out", type=Path, metavar="OUT", help="the folder that `curate` wrote")
+    p.add_argument("out", type=_location, metavar="OUT", help="folder or URL that `curate` wrote")
     p.add_argument("--dry-run", action="store_true", help="only say what would go, and how much")
 
     p = add("train", "pretrain the contrastive image/gene model")
-    p.add_argument("config", type=Path, metavar="CONFIG.toml", help="what to train on, and how")
+    p.add_argument("config", type=_local, metavar="CONFIG.toml", help="what to train on, and how")
     how = p.add_mutually_exclusive_group()
     how.add_argument("--resume", action="store_true", help="go on exactly where it stopped")
     how.add_argument(
         "--init-from",
-        type=Path,
+        type=_local,
         metavar="CKPT",
         help="start anew with a checkpoint's weights alone",
     )
@@ -103,15 +103,15 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     )
 
     p = add("evaluate", "retrieval on held-out donors, and its page")
-    p.add_argument("checkpoint", type=Path, help="a folder below checkpoints/ of a training")
-    p.add_argument("dataset", type=Path, help="the folder that `curate` wrote")
-    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="for figures and page")
+    p.add_argument("checkpoint", type=_local, help="a folder below checkpoints/ of a training")
+    p.add_argument("dataset", type=_location, help="the folder or URL that `curate` wrote")
+    p.add_argument("--out", type=_local, required=True, metavar="DIR", help="for figures and page")
 
     _add_export(add("export", "a dataset for other tools: scanpy, SpatialData, open_clip"))
 
     p = add("deploy", "register the Prefect deployments with these configs")
-    p.add_argument("curate", type=Path, metavar="CURATE.toml", help="default of curate/xenium")
-    p.add_argument("--train", type=Path, metavar="TRAIN.toml", help="train after each curation")
+    p.add_argument("curate", type=_local, metavar="CURATE.toml", help="default of curate/xenium")
+    p.add_argument("--train", type=_local, metavar="TRAIN.toml", help="train after each curation")
 
     by_name = dict(commands.choices)
     for name in _LATER:
@@ -120,13 +120,13 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
 
 
 def _add_demo(p: argparse.ArgumentParser) -> None:
-    p.add_argument("out", nargs="?", type=Path, default=Path("demo"), help="folder (demo)")
+    p.add_argument("out", nargs="?", type=_local, default=Path("demo"), help="folder (demo)")
     p.add_argument("--cells", type=int, default=7200, help="cells in all, three donors (7200)")
     _add_runtime(p)
 
 
 def _add_simulate(p: argparse.ArgumentParser) -> None:
-    p.add_argument("out", type=Path, metavar="OUT", help="folder for bundle, slide and truth")
+    p.add_argument("out", type=_local, metavar="OUT", help="folder for bundle, slide and truth")
     p.add_argument("--cells", type=int, required=True, help="how many")
     p.add_argument("--seed", type=int, default=0, help="of the section (0)")
     p.add_argument("--donor-seed", type=int, help="of the donor, where not that of the section")
@@ -160,19 +160,19 @@ def _add_init(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "bundles",
         nargs="+",
-        type=Path,
+        type=_local,
         metavar="BUNDLE",
         help="output folder of a Xenium run, a zip of it, or a SpatialData store",
     )
     p.add_argument(
         "--slides",
-        type=Path,
+        type=_local,
         metavar="SHEET.csv",
         help="a line a bundle: bundle (or run), slide, alignment, donor, tissue, species, mpp …",
     )
     p.add_argument(
         "--out",
-        type=Path,
+        type=_local,
         default=Path("curate.toml"),
         metavar="FILE",
         help="the config to write (curate.toml); a file that is there is never overwritten",
@@ -185,7 +185,7 @@ def _add_curate(p: argparse.ArgumentParser) -> None:
         "       cellpair curate --xenium B --slide S --donor D --out DIR [options]"
     )
     p.add_argument(
-        "config", nargs="?", type=Path, metavar="CONFIG.toml", help="as `cellpair init` writes it"
+        "config", nargs="?", type=_local, metavar="CONFIG.toml", help="as `cellpair init` writes it"
     )
     p.add_argument("--plan", action="store_true", help="only say what would be done, and its disk")
     p.add_argument("--only", nargs="+", default=[], metavar="RUN", help="only these runs")
@@ -211,20 +211,24 @@ def _add_curate(p: argparse.ArgumentParser) -> None:
     one.add_argument("--species", help="human or mouse, where the bundle does not say")
     one.add_argument("--source-id", metavar="ID", help="the public name of the sample")
     one.add_argument("--id", help="of the run (default: from the bundle's folder)")
-    one.add_argument("--out", type=Path, metavar="DIR", help="for dataset, report and config")
+    one.add_argument(
+        "--out", type=_location, metavar="DIR", help="for dataset, report and config; or a URL"
+    )
 
 
 def _add_register(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--xenium", type=Path, required=True, metavar="BUNDLE", help=_BUNDLE)
-    p.add_argument("--slide", type=Path, required=True, help="the H&E of the same section")
-    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="for tables and page")
+    p.add_argument("--xenium", type=_local, required=True, metavar="BUNDLE", help=_BUNDLE)
+    p.add_argument("--slide", type=_local, required=True, help="the H&E of the same section")
+    p.add_argument("--out", type=_local, required=True, metavar="DIR", help="for tables and page")
     p.add_argument("--alignment", default="auto", metavar="CSV", help=_ALIGNMENT)
     p.add_argument("--mpp", type=float, help="µm per pixel, where the slide does not say")
 
 
 def _add_segment(p: argparse.ArgumentParser) -> None:
-    p.add_argument("slide", type=Path, help="a slide, or a PNG or JPEG picture with --mpp")
-    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="for tables and picture")
+    p.add_argument("slide", type=_local, help="a slide, or a PNG or JPEG picture with --mpp")
+    p.add_argument(
+        "--out", type=_local, required=True, metavar="DIR", help="for tables and picture"
+    )
     p.add_argument("--mpp", type=float, help="µm per pixel, where the slide does not say")
     p.add_argument(
         "--model",
@@ -236,7 +240,7 @@ def _add_segment(p: argparse.ArgumentParser) -> None:
 
 
 def _add_export(p: argparse.ArgumentParser) -> None:
-    p.add_argument("dataset", type=Path, help="the folder that `curate` wrote")
+    p.add_argument("dataset", type=_local, help="the folder that `curate` wrote")
     p.add_argument(
         "--to",
         required=True,
@@ -244,7 +248,7 @@ def _add_export(p: argparse.ArgumentParser) -> None:
         help="a store a run, a file a species, tars with gene sentences a split; bags: not there "
         "yet",
     )
-    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    p.add_argument("--out", type=_local, required=True, metavar="DIR", help="a new folder")
     p.add_argument(
         "--split", action="append", choices=("train", "val", "test"), default=[],
         help="this split only; may be repeated",
@@ -259,10 +263,27 @@ def _add_export(p: argparse.ArgumentParser) -> None:
         help="spatialdata: of cells, from the bundles (default), or of their areas without them",
     )
     p.add_argument(
-        "--xenium", action="append", type=Path, default=[], metavar="BUNDLE",
+        "--xenium", action="append", type=_local, default=[], metavar="BUNDLE",
         help="spatialdata: a bundle that lies elsewhere now, told by its content; may be repeated",
     )  # fmt: skip
-    p.add_argument("--checkpoint", type=Path, metavar="C", help="bags: whose features")
+    p.add_argument("--checkpoint", type=_local, metavar="C", help="bags: whose features")
+
+
+def _local(text: str) -> Path:
+    """A path of this machine: a URL in its place would be a folder called `s3:`."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError("a URL, where a file or folder of this machine is needed")
+    return Path(text)
+
+
+def _location(text: str) -> Any:
+    """A path, or a URL: in an option a fault has no other way to say its words."""
+    from shards.remote import location
+
+    try:
+        return location(text)
+    except BadInput as fault:
+        raise argparse.ArgumentTypeError(str(fault)) from fault
 
 
 def _add_json(p: argparse.ArgumentParser) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import tempfile
 from pathlib import Path
 from typing import Final, Literal
@@ -13,6 +12,7 @@ from shards.dataset import read_record
 from shards.errors import BadInput
 from shards.lock import hold
 from shards.schema import Record
+from shards.store import Store
 
 OUT_FILE: Final = "cellpair.json"
 LOCK_FOLDER: Final = ".clean.lock"  # held while the folder is claimed, and while it is cleaned
@@ -44,11 +44,12 @@ def read_out(out: Path) -> OutFolder | None:
     return read_record(out / OUT_FILE, OutFolder) if (out / OUT_FILE).exists() else None
 
 
-def claim_out(out: Path, name: str, withdrawn: tuple[str, ...]) -> None:
+def claim_out(out: Path, name: str, withdrawn: tuple[str, ...], store: Store | None = None) -> None:
     """Make the folder, or find that it is this config's; say there which donors are withdrawn.
 
     Waits while the folder is cleaned, and for another config that claims it in this moment.
-    Raises BadInput where it belongs to a config of another name, is in use for something else, or
+    `store` keeps it, where it is the working copy of what lies behind a URL. Raises BadInput where
+    it belongs to a config of another name, is in use for something else, or
     can't be written.
     """
     try:
@@ -65,30 +66,41 @@ def claim_out(out: Path, name: str, withdrawn: tuple[str, ...]) -> None:
             found=f"{found}: {error.filename}",
             remedy="change its permissions, or set out to another folder",
         ) from error
-    with hold(out / LOCK_FOLDER, str(out)):
+    store = store or Store(out)
+    where = store.told(out)
+    with hold(out / LOCK_FOLDER, where):
+        names = store.open()
         owner = read_out(out)
         if owner is None:
-            _check_unused(out)
+            _check_unused(where, names)
         elif owner.name != name:
             raise BadInput(
-                f"out = {out}",
+                f"out = {where}",
                 expected=f"a new folder, or the one of {name!r}",
                 found=f"the folder of {owner.name!r}",
                 remedy="set out to another folder, or name to the one that this folder belongs to",
             )
         record = OutFolder(name=name, withdrawn=withdrawn)
-        write_if_changed(out / OUT_FILE, record.model_dump_json(indent=1).encode())
+        data = record.model_dump_json(indent=1).encode()
+        try:
+            store.claim(OUT_FILE, data)
+        except (FileNotFoundError, PermissionError) as error:
+            raise BadInput(
+                f"out = {where}",
+                expected="a bucket or container that is there and can be written to",
+                found=str(error.strerror),
+                remedy="make it, or mend the rights of the credentials; or set out to another URL",
+            ) from error
+        write_if_changed(out / OUT_FILE, data)
 
 
-def _check_unused(out: Path) -> None:
+def _check_unused(where: str, names: list[str]) -> None:
     others = sorted(
-        entry.name
-        for entry in os.scandir(out)
-        if not entry.name.startswith(".") and not entry.name.endswith(_MAY_LIE_THERE)
+        name for name in names if not name.startswith(".") and not name.endswith(_MAY_LIE_THERE)
     )
     if others and not _OF_EARLIER_VERSIONS.issubset(others):
         raise BadInput(
-            f"out = {out}",
+            f"out = {where}",
             expected="a new or empty folder, or one that cellpair made",
             found=f"{', '.join(others[:3])}{' …' if len(others) > 3 else ''}, and no {OUT_FILE}",
             remedy="set out to a folder of its own",

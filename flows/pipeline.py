@@ -14,14 +14,15 @@ from typing import TypeVar
 from flows import conflicts
 from flows.built import Blocks, Built, Call, CuratedRun, direct
 from flows.compose import compose, held_out_of
-from flows.config import CurateConfig, RunConfig
+from flows.config import RUN_FILES, CurateConfig, GivenRun
 from flows.failures import words_of
 from flows.log import working_on
 from flows.stages import RunStages
 from shards.content import ContentHashes
-from shards.dataset import publish_dataset
 from shards.errors import BadInput
+from shards.remote import RemotePath
 from shards.schema import Dataset
+from shards.store import Store, store_of
 
 __all__ = [
     "Blocks",
@@ -60,18 +61,21 @@ def plan_runs(
     device: str = "auto",
     call: Call = direct,
     only: tuple[str, ...] = (),
+    store: Store | None = None,
 ) -> tuple[list[RunStages], dict[str, Exception]]:
     """The stages of each run, their inputs hashed and their identities known, and what failed.
 
     `only` names the runs to look at. Runs that are the same bundle under several donors fail.
     """
+    store = store or store_of(config.out, config.remote)
     hashes = ContentHashes(config.out / "content-hashes.json")
     planned: list[RunStages] = []
     failures: dict[str, Exception] = {}
     for run in _chosen(config, only):
         with _collecting(run.id, config.out, failures):
-            planned.append(RunStages(config, run, hashes, blocks, device, call))
+            planned.append(RunStages(config, run, hashes, blocks, device, call, store))
             hashes.save()
+            hashes.release()
     bundles = [(p.run, p.inputs["xenium"]) for p in planned]
     _add(conflicts.same_bundles(bundles, config.split), failures)
     return _without(planned, failures), failures
@@ -86,6 +90,7 @@ def curate(
     only: tuple[str, ...] = (),
     partial_dataset: bool = False,
     runs_at_once: int = 1,
+    store: Store | None = None,
 ) -> Curated:
     """Everything from raw runs to the dataset under `config.out`.
 
@@ -95,8 +100,13 @@ def curate(
     says otherwise. `only` names the runs to look at; the dataset is then made of these. What exists
     under its fingerprint is not made again.
     """
+    store = store or store_of(config.out, config.remote)
+    if runs_at_once > 1:
+        _refuse_urls(config)
     held_out = held_out_of(config)
-    everything, failures = plan_runs(config, blocks, device=device, call=call, only=only)
+    everything, failures = plan_runs(
+        config, blocks, device=device, call=call, only=only, store=store
+    )
     _each(everything, RunStages.register, runs_at_once, failures)
     planned = _without(everything, failures)
     _add(_overlaps(planned), failures)
@@ -105,10 +115,23 @@ def curate(
     built = tuple(b for stages in everything for b in stages.built.values())
     if not runs or (failures and not partial_dataset):
         return Curated(tuple(runs), failures, None, built)
-    dataset = compose(config, runs, held_out)
-    publish_dataset(config.out, dataset)
+    dataset = compose(config, runs, held_out, store)
+    store.publish(dataset)
     log.info("dataset %s: %d pairs", dataset.fingerprint, dataset.totals.kept)
     return Curated(tuple(runs), failures, dataset, built)
+
+
+def _refuse_urls(config: CurateConfig) -> None:
+    """Copies of what lies behind URLs are let go run by run: another's would go with them."""
+    inputs = [getattr(run, key) for run in config.runs for key in RUN_FILES]
+    remote = [path for path in (config.remote, *inputs) if isinstance(path, RemotePath)]
+    if remote:
+        raise BadInput(
+            "--runs-at-once",
+            expected="folders and files of this machine where several runs are worked on at once",
+            found=f"{remote[0]}" + f" and {len(remote) - 1} others" * (len(remote) > 1),
+            remedy="leave --runs-at-once out, or mount the store as a folder",
+        )
 
 
 def _each(
@@ -121,7 +144,7 @@ def _each(
     done: dict[str, T] = {}
 
     def collected(stages: RunStages) -> None:
-        with _collecting(stages.run.id, stages.config.out, failures):
+        with _collecting(stages.run.id, stages.config.out, failures), closing_copies(stages):
             done[stages.run.id] = work(stages)
 
     if at_once == 1:
@@ -136,6 +159,15 @@ def _each(
             # After an interrupt nobody waits for them: they find the cluster closed, and end.
             threads.shutdown(wait=False, cancel_futures=True)
     return [done[stages.run.id] for stages in planned if stages.run.id in done]
+
+
+@contextmanager
+def closing_copies(stages: RunStages) -> Iterator[None]:
+    """Copies of inputs and artifacts that the work on a run needs are there inside alone."""
+    try:
+        yield
+    finally:
+        stages.release()
 
 
 @contextmanager
@@ -164,12 +196,14 @@ def _overlaps(planned: list[RunStages]) -> dict[str, Exception]:
     """Runs whose cells lie on those of another run, on the same slide."""
     slides = Counter(stages.inputs.get("slide") for stages in planned)
     shared = [s for s in planned if s.run.slide is not None and slides[s.inputs["slide"]] > 1]
-    return conflicts.overlaps(
-        [
-            conflicts.RunOnSlide(s.run.id, s.inputs["slide"], s.centres_px(), s.image_mpp())
-            for s in shared
-        ]
-    )
+    return conflicts.overlaps([_on_slide(stages) for stages in shared])
+
+
+def _on_slide(stages: RunStages) -> conflicts.RunOnSlide:
+    with closing_copies(stages):
+        return conflicts.RunOnSlide(
+            stages.run.id, stages.inputs["slide"], stages.centres_px(), stages.image_mpp()
+        )
 
 
 def _other_donors(planned: list[RunStages]) -> dict[str, Exception]:
@@ -177,14 +211,19 @@ def _other_donors(planned: list[RunStages]) -> dict[str, Exception]:
     bundles = Counter(stages.inputs["xenium"] for stages in planned)
     return conflicts.other_donors(
         [
-            conflicts.RunOfCells(s.run, s.inputs["xenium"], s.donor_of_cells())
-            for s in planned
-            if s.run.donors is not None and bundles[s.inputs["xenium"]] > 1
+            _of_cells(stages)
+            for stages in planned
+            if stages.run.donors is not None and bundles[stages.inputs["xenium"]] > 1
         ]
     )
 
 
-def _chosen(config: CurateConfig, only: tuple[str, ...]) -> list[RunConfig]:
+def _of_cells(stages: RunStages) -> conflicts.RunOfCells:
+    with closing_copies(stages):
+        return conflicts.RunOfCells(stages.run, stages.inputs["xenium"], stages.donor_of_cells())
+
+
+def _chosen(config: CurateConfig, only: tuple[str, ...]) -> list[GivenRun]:
     unknown = sorted(set(only) - {run.id for run in config.runs})
     if unknown:
         raise BadInput(

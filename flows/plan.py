@@ -10,12 +10,13 @@ from flows.cluster import BlockMap, Runtime
 from flows.config import CurateConfig
 from flows.local import exit_code
 from flows.outfolder import claim_out
-from flows.pipeline import plan_runs
+from flows.pipeline import closing_copies, plan_runs
 from flows.sizes import in_words
 from flows.stages import RunStages
 from pairing.xenium import open_xenium
-from shards.artifact import ArtifactRecord, find_artifact
+from shards.artifact import ArtifactRecord
 from shards.schema import PatchSpec
+from shards.store import store_of
 
 # As measured on simulated sections (docs/benchmarks.md): bytes of a JPEG at quality 95, 4:2:0, for
 # each of its pixels. It varies by half with stain, focus and scale: the plan says "about".
@@ -43,9 +44,10 @@ class PlannedStage:
 
 def plan(stages: RunStages) -> list[PlannedStage]:
     """What would be done for one run. Raises BadInput where its bundle can't be opened."""
-    found = {s: find_artifact(stages.folder_of(s)) for s in stages.identities}
+    found = {s: stages.store.find(stages.folder_of(s)) for s in stages.identities}
     n_cells = 0
     if not all(found.values()):
+        stages.hold_inputs()
         with open_xenium(stages.run.xenium) as xenium:
             n_cells = xenium.n_cells
     return [
@@ -78,9 +80,14 @@ def print_plan(config: CurateConfig, only: tuple[str, ...] = ()) -> int:
 
     Nothing is built; only the hashes of the raw inputs are remembered.
     """
-    claim_out(config.out, config.name, config.split.withdrawn_names)
-    planned, failures = plan_runs(config, BlockMap(Runtime()), only=only)
-    lines = [line for stages in planned for line in plan(stages)]
+    store = store_of(config.out, config.remote)
+    claim_out(config.out, config.name, config.split.withdrawn_names, store)
+    planned, failures = plan_runs(config, BlockMap(Runtime()), only=only, store=store)
+    lines = []
+    for stages in planned:
+        with closing_copies(stages):
+            lines += plan(stages)
+    store.save()
     for line in lines:
         size = f"{'' if line.reused else 'about '}{in_words(line.n_bytes)}"
         print(

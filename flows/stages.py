@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flows.built import Blocks, Built, Call, CuratedRun, Stage, cellpair_version
-from flows.config import RUN_FILES, CurateConfig, RunConfig
+from flows.config import RUN_FILES, CurateConfig, GivenRun, RunConfig
 from flows.identities import StageConfigs, identities
 from flows.log import working_on
 from flows.registering import Registering, write_registration_of
@@ -36,10 +38,12 @@ from pairing.warp import Warp
 from pairing.xenium import open_xenium
 from segmentation.config import NUCLEI_FILE
 from segmentation.maps import Tasks
-from shards.artifact import Identity, Make, build_artifact, find_artifact
+from shards.artifact import Identity, Make
 from shards.content import ContentHashes
 from shards.dataset import read_record
 from shards.errors import BadInput
+from shards.remote import RemotePath
+from shards.store import Store, store_of
 
 log = logging.getLogger("cellpair")
 
@@ -47,35 +51,41 @@ log = logging.getLogger("cellpair")
 class RunStages:
     """Builds or finds the artifacts of one run, stage by stage.
 
-    Their identities are known before any of them is there: `identities`, in order.
+    Their identities are known before any of them is there: `identities`, in order. Files that lie
+    behind URLs are fetched when a stage is made; `run` names where their copies are then.
     """
 
     def __init__(
         self,
         config: CurateConfig,
-        run: RunConfig,
+        run: GivenRun,
         hashes: ContentHashes,
         blocks: Blocks,
         device: str,
         call: Call,
+        store: Store | None = None,
     ) -> None:
         self.config = config
-        self.run = run
+        self.store = store or store_of(config.out, config.remote)
         self.hashes = hashes
         self.blocks = blocks
         self.device = device
         self.call = call
         self.built: dict[Stage, Built] = {}
         given = {key: getattr(run, key) for key in RUN_FILES}
-        self.inputs = {k: hashes.of(path) for k, path in given.items() if isinstance(path, Path)}
-        self.configs = StageConfigs.of(config, run)
+        self.files = {k: path for k, path in given.items() if isinstance(path, Path | RemotePath)}
+        self.inputs = {key: hashes.of(path) for key, path in self.files.items()}
+        places = {key: hashes.place_of(path) for key, path in self.files.items()}
+        self.run = RunConfig.model_construct(**{**dict(run), **places})
+        self.configs = StageConfigs.of(config, self.run)
         self.withdrawn = self._withdrawn()
-        self.identities = identities(config, run, self.configs, self.inputs, self.withdrawn)
+        self.identities = identities(config, self.run, self.configs, self.inputs, self.withdrawn)
 
     def _withdrawn(self) -> tuple[str, ...]:
         """The withdrawn donors of a run with several."""
         if self.run.donors is None or not self.config.split.withdraw:
             return ()
+        self.hold_inputs()
         named = donors_named(self.run.donors)
         withdrawn = tuple(filter(self.config.split.is_withdrawn, named))
         if withdrawn == named:
@@ -86,6 +96,28 @@ class RunStages:
                 remedy="remove this [[runs]] from the config",
             )
         return withdrawn
+
+    def hold_inputs(self) -> None:
+        """Have copies of the files behind URLs there, and the registration, until `release`."""
+        self.hashes.hold(self.files.values())
+        if "registration" in self.built:
+            self.store.at_hand(self.built["registration"].folder)
+
+    @contextmanager
+    def at_hand(self) -> Iterator[None]:
+        """Inside, the run's files are there, and those of all that was built."""
+        try:
+            self.hold_inputs()
+            for built in self.built.values():
+                self.store.at_hand(built.folder)
+            yield
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Copies of this run's files and artifacts are not needed any more."""
+        self.hashes.release()
+        self.store.release()
 
     def folder_of(self, stage: Stage) -> Path:
         """Where the artifact of a stage is or will be."""
@@ -100,29 +132,31 @@ class RunStages:
         if "registration" in self.identities:
             self._build("registration", self._write_registration)
             self._check_verdict()
-        if find_artifact(self.folder_of("shards")) is None:
+        if self.store.find(self.folder_of("shards")) is None:
             self._check_transcripts()
             self._check_annotations()
 
     def finish(self) -> CuratedRun:
         """All that follows the registration."""
+        if "registration" in self.built:
+            self.store.at_hand(self.built["registration"].folder)
         if "nuclei" in self.identities:
             self._build("nuclei", self._write_nuclei)
         self._build("cells", self._write_cells)
         self._tell_match_rate()
         self._build("patches", self._write_patches)
         self._build("shards", self._write_shards)
-        return CuratedRun(self.run, dict(self.built))
+        return CuratedRun(self.run, dict(self.built), self.at_hand)
 
     def _build(self, stage: Stage, make: Make) -> None:
         identity = self.identities[stage]
 
         def build() -> Built:
             start_s = time.monotonic()
-            folder, record, reused = build_artifact(
+            folder, record, reused = self.store.build(
                 self.folder_of(stage).parent,
                 identity,
-                make,
+                partial(self._make, identity, make),
                 provenance={"cellpair": cellpair_version()},
                 check_inputs=partial(self._check_unchanged, identity),
             )
@@ -142,11 +176,19 @@ class RunStages:
                 built.seconds,
             )
         self.built[stage] = built
+        if stage == "registration":  # small, and looked at in every run
+            self.store.at_hand(built.folder)
+
+    def _make(self, identity: Identity, make: Make, out: Path, kept: Path) -> dict[str, Any]:
+        self.hold_inputs()
+        for parent in identity.parents:
+            self.store.at_hand(next(b.folder for s, b in self.built.items() if s == parent))
+        return make(out, kept)
 
     def _check_unchanged(self, identity: Identity) -> None:
         for key in identity.inputs:
             if key in RUN_FILES:
-                self.hashes.check_unchanged(getattr(self.run, key))
+                self.hashes.check_unchanged(self.files[key])
 
     # Registration: the alignment, given or found, and what it must withstand.
 
@@ -202,6 +244,7 @@ class RunStages:
     def _check_annotations(self) -> None:
         if self.run.donors is None and self.run.labels is None:
             return
+        self.hold_inputs()
         with open_xenium(self.run.xenium) as xenium:
             cell_ids = xenium.read_cells()["cell_id"].tolist()
         if self.run.donors is not None:
@@ -227,6 +270,7 @@ class RunStages:
 
     def centres_px(self) -> Points:
         """(n, 2) centres of the instrument's cells in the image that the patches are cut from."""
+        self.hold_inputs()
         with open_xenium(self.run.xenium) as xenium:
             centres_um = xenium.read_cells()[["x_um", "y_um"]].to_numpy()
         image_px_from_xenium_um, *_ = self._image()
@@ -235,6 +279,7 @@ class RunStages:
     def donor_of_cells(self) -> dict[str, str]:
         """The canonical donor of each cell that has one, by cell_id; of a run with several."""
         assert self.run.donors is not None
+        self.hold_inputs()
         with open_xenium(self.run.xenium) as xenium:
             cell_ids = xenium.read_cells()["cell_id"].tolist()
         donors, _ = donors_of_cells(self.run.donors, cell_ids, self.centres_px())
@@ -243,6 +288,7 @@ class RunStages:
 
     def image_mpp(self) -> float:
         """µm per pixel of that image."""
+        self.hold_inputs()
         return self._image()[1]
 
     # Nuclei on the H&E.

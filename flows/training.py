@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from shards.errors import BadInput
+from shards.remote import Location
 
 EVALUATION_FILE = "evaluation.json"
 METRICS_FILE = "metrics.csv"
@@ -44,7 +45,7 @@ def train(config: Path, *how: str, tell: Callable[[str], None] | None = None) ->
     return run_trainer("train", str(config), "--with-parent", *how, tell=tell)
 
 
-def evaluate(checkpoint: Path, dataset: Path, out: Path) -> Path:
+def evaluate(checkpoint: Path, dataset: Location, out: Path) -> Path:
     """Evaluate a checkpoint into `out` and render its page; returns the page."""
     code = run_trainer("evaluate", str(checkpoint), str(dataset), "--out", str(out))
     if code:

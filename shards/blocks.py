@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +18,7 @@ from shards.errors import BadInput, BadSetting
 from shards.index import HEADER_BYTES, ROW_BYTES, Shard, open_index, span_at
 from shards.mix import Parts
 from shards.order import Indices, as_indices, cut
-from shards.reader import Pair, Reader, Verify, read_at, unpacked
+from shards.reader import Pair, Reader, Verify, unpacked
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,7 @@ class Piece:
 class BlockReader(Reader):
     """Reads the pieces in which samples lie, each by one large read, and keeps the latest.
 
-    For network file systems and object stores behind one, with the order `shards.order.Blocks` of
+    For network file systems and object stores, with the order `shards.order.Blocks` of
     the same `piece_samples`. What `expect` tells is read ahead by a thread. Pieces take no more
     than `cache_bytes`; those of samples that a caller still holds are beside that.
     """
@@ -114,12 +113,7 @@ class BlockReader(Reader):
         return Place(s, first, rows, start, last_span.start + last_span.size - start)
 
     def _load(self, place: Place) -> Piece:
-        file = self._files.open(place.shard)
-        try:
-            data = read_at(file, place.n_bytes, place.start, self._shards[place.shard])
-        finally:
-            os.close(file)
-        return Piece(place, data)
+        return Piece(place, self._files.read(place.shard, place.start, place.n_bytes))
 
 
 class PieceCache:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from shards.dataset import (
     read_record,
 )
 from shards.errors import BadInput
+from shards.remote import Location
 from shards.schema import (
     INDEX_SCHEMAS,
     NOTE_OF_FLAG,
@@ -36,10 +37,11 @@ from shards.schema import (
     Record,
 )
 from shards.unions import names_that_differ, unions_of
+from shards.view import dataset_view
 from shards.write import MANIFEST_FILE
 
 
-def describe(path: Path) -> dict[str, Any]:
+def describe(path: Location) -> dict[str, Any]:
     """What a dataset is, for `cellpair info`: runs, donors and splits, samples, totals."""
     dataset, root = read_dataset(path)
     samples = Counter[str]()
@@ -62,13 +64,28 @@ def describe(path: Path) -> dict[str, Any]:
     }
 
 
-def validate(path: Path) -> list[str]:
+# Has the files of a shard there: of which shard set, and its name.
+Fetch = Callable[[str, str], None]
+
+
+def validate(path: Location) -> list[str]:
     """The faults of a dataset, each a line that says where; an empty list is a clean bill.
 
     Every byte of the dataset, its pointer, panels, manifests, tars and tables is looked at. Of the
     record of an artifact, what decides its bytes, what lies in it and its totals are proved; its
     provenance and other figures are told only. Raises BadInput only where there is no dataset.
+    What lies behind a URL is fetched shard by shard.
     """
+    if isinstance(path, Path):
+        return _faults(path, lambda shard_set, name: None)
+    if not (path if path.suffix == ".json" else path / POINTER_FILE).is_file():
+        read_dataset(path)  # says what is not there
+    with dataset_view(path) as (view, there):
+        faults = _faults(there, view.fetch_shard)
+        return [fault.replace(str(view.root), str(view.remote)) for fault in faults]
+
+
+def _faults(path: Path, fetch: Fetch) -> list[str]:
     try:
         dataset, root = read_dataset(path)
     except BadInput as error:
@@ -77,6 +94,7 @@ def validate(path: Path) -> list[str]:
             raise
         named = "" if error.where == str(asked) else f", which {asked.name} names"
         return [f"{error.where}{named}: {error.found}; {REMEDY}"]
+    assert isinstance(root, Path), "the root of a path"
     faults = list(_json_faults(path, dataset, root))
     panels: dict[str, Panel] = {}
     for panel_id, relative in dataset.panels.items():
@@ -99,6 +117,7 @@ def validate(path: Path) -> list[str]:
         if panel is None:
             faults.append(f"{run.run}: panel {run.panel_id} is not among the dataset's panels")
         for shard in manifest.shards:
+            fetch(run.path, shard.name)
             files = [f"{fault}; {_remedy_of(run)}" for fault in broken_files(root, run.path, shard)]
             faults += files
             if not files and panel is not None:

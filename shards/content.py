@@ -7,11 +7,15 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 
 from shards.artifact import sha256_of, write_if_changed
+from shards.cache import Cache
+from shards.copies import Copies, Seen, look_at
 from shards.errors import BadInput
+from shards.remote import Location, ObjectFacts, RemotePath
 from shards.schema import digest
 
 log = logging.getLogger("cellpair")
@@ -31,7 +35,8 @@ class ContentHashes:
     """Content hashes of files and folders, remembered by (path, size, mtime) in a file.
 
     A folder's hash is of its files' relative paths and hashes. The memory can be lost or shared by
-    several processes: it only saves time.
+    several processes: it only saves time. What lies behind a URL has the hash that it would have
+    here; it is remembered by what the store says of its version, and fetched to know it.
     """
 
     def __init__(self, memory: Path) -> None:
@@ -39,12 +44,20 @@ class ContentHashes:
         self._known = _remembered(memory)
         self._seen: dict[Path, _Seen] = {}
         self._learnt = False
+        self._seen_there: dict[RemotePath, Seen] = {}
 
-    def of(self, path: Path) -> str:
+    @cached_property
+    def copies(self) -> Copies:
+        """Local copies of the inputs behind URLs."""
+        return Copies(Cache.of_user())
+
+    def of(self, path: Location) -> str:
         """20 hex digits for a file or a folder.
 
         Raises BadInput where a file changes while it is read, or can't be read at all.
         """
+        if isinstance(path, RemotePath):
+            return self._of_remote(path)
         self._seen[path] = seen = _look_at(path)
         keys = {p: _key(p, s) for p, s in seen.items()}
         n_new_bytes = sum(s[0] for p, s in seen.items() if keys[p] not in self._known)
@@ -68,8 +81,26 @@ class ContentHashes:
             return None
         return self.of(path) if all(_key(p, s) in self._known for p, s in seen.items()) else None
 
-    def check_unchanged(self, path: Path) -> None:
-        """Raise BadInput where a file has another size or time than when it was hashed."""
+    def _of_remote(self, source: RemotePath) -> str:
+        self._seen_there[source] = seen = look_at(source)
+        keys = {name: _key_there(source, name, facts) for name, facts in seen.items()}
+        if any(key not in self._known for key in keys.values()):
+            hashes = self.copies.sha256s(source, seen)
+            self._learnt = True
+            self._known |= {keys[n]: hashes[n] for n, facts in seen.items() if facts.version}
+        else:
+            hashes = {name: self._known[key] for name, key in keys.items()}
+        if "" in hashes:
+            return hashes[""][:20]
+        return digest([[name, sha256] for name, sha256 in hashes.items()])
+
+    def check_unchanged(self, path: Location) -> None:
+        """Raise BadInput where a file has another size or time than when it was hashed.
+
+        Of what lies behind a URL, a copy of what was hashed is what is worked on: it can't change.
+        """
+        if isinstance(path, RemotePath):
+            return
         now = _look_at(path)
         before = self._seen[path]
         for changed in sorted(p for p in now.keys() | before.keys() if now.get(p) != before.get(p)):
@@ -79,6 +110,27 @@ class ContentHashes:
                 found="another size or time than when its content was hashed",
                 remedy="wait until it is copied whole, then run again",
             )
+
+    def place_of(self, path: Location) -> Path:
+        """A hashed file or folder itself, or where the copy of what was hashed will be."""
+        if isinstance(path, RemotePath):
+            return self.copies.place(path, self._seen_there[path])
+        return path
+
+    def hold(self, paths: Iterable[Location]) -> None:
+        """Have the copies of what was hashed behind URLs there, until `release`.
+
+        Raises BadInput where there is something else by now, BadSetting where the cache has no
+        room.
+        """
+        for path in paths:
+            if isinstance(path, RemotePath):
+                self.copies.hold(path, self._seen_there[path])
+
+    def release(self) -> None:
+        """No copy is needed any more."""
+        if self._seen_there:
+            self.copies.release()
 
     def save(self) -> None:
         """Write the memory, with what other processes have remembered meanwhile.
@@ -133,6 +185,11 @@ def _files_of(folder: Path) -> Iterator[Path]:
 
 def _key(path: Path, seen: tuple[int, int]) -> str:
     return f"{path.resolve()}|{seen[0]}|{seen[1]}"
+
+
+def _key_there(source: RemotePath, name: str, facts: ObjectFacts) -> str:
+    at = source / name if name else source
+    return f"{at}|{facts.st_size}|{facts.version}"
 
 
 def _mendable(path: Path, error: OSError) -> Exception:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from shards.artifact import write_atomically, write_if_changed
 from shards.errors import BadInput
+from shards.remote import Location
 from shards.schema import Dataset, DatasetPointer, Manifest, Panel, Record
 from shards.write import MANIFEST_FILE
 
@@ -17,12 +18,14 @@ POINTER_FILE = "dataset.json"
 R = TypeVar("R", bound=Record)
 
 
-def read_record(path: Path, kind: type[R]) -> R:
+def read_record(path: Location, kind: type[R]) -> R:
     """A JSON record from disk. Raises BadInput where it can't be read or is of another version."""
     try:
         return kind.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         found = "no such file"
+    except ConnectionError:  # no fault of the file's
+        raise
     except OSError as error:
         found = str(error.strerror)
     except (ValidationError, UnicodeDecodeError) as error:
@@ -35,10 +38,11 @@ def read_record(path: Path, kind: type[R]) -> R:
     )
 
 
-def read_dataset(path: Path) -> tuple[Dataset, Path]:
+def read_dataset(path: Location) -> tuple[Dataset, Location]:
     """The dataset at `path` and its root folder.
 
-    `path` is the output folder of `curate`, its `dataset.json`, or one of `datasets/*.json`.
+    `path` is the output folder of `curate` or its URL, its `dataset.json`, or one of
+    `datasets/*.json`.
     """
     if path.is_dir():
         path = path / POINTER_FILE
@@ -47,11 +51,11 @@ def read_dataset(path: Path) -> tuple[Dataset, Path]:
     return read_record(path, Dataset), path.parent.parent
 
 
-def read_manifest(shard_set: Path) -> Manifest:
+def read_manifest(shard_set: Location) -> Manifest:
     return read_record(shard_set / MANIFEST_FILE, Manifest)
 
 
-def read_panels(dataset: Dataset, root: Path) -> dict[str, Panel]:
+def read_panels(dataset: Dataset, root: Location) -> dict[str, Panel]:
     return {panel_id: read_record(root / p, Panel) for panel_id, p in dataset.panels.items()}
 
 

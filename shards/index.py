@@ -26,7 +26,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.artifact import write_atomically
+from shards.cache import cache_folder
 from shards.errors import BadInput, BadSetting
+from shards.remote import Location
 from shards.schema import Manifest, ShardInfo
 
 log = logging.getLogger("cellpair")
@@ -61,13 +63,13 @@ _MEMBERS: Final = ("jpg", "counts", "neighbors")
 class Shard:
     """One tar with its table, as its manifest knows it; `panel` is its place in the stream's."""
 
-    tar: Path
+    tar: Location
     manifest: Manifest
     info: ShardInfo
     panel: int
 
     @property
-    def table(self) -> Path:
+    def table(self) -> Location:
         return self.tar.with_suffix(".parquet")
 
     @property
@@ -113,10 +115,7 @@ def span_at(rows: mmap.mmap | bytes, at: int) -> Span:
 
 def default_cache() -> Path:
     """Folder of the index files: below $CELLPAIR_CACHE, else the user's cache folder."""
-    if given := os.environ.get("CELLPAIR_CACHE"):
-        return Path(given) / "index"
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "cellpair" / "index"
+    return cache_folder() / "index"
 
 
 def index_file(shard: Shard, cache: Path) -> Path:
@@ -242,7 +241,7 @@ def _table_of(shard: Shard) -> bytes:
     return content
 
 
-def _content(table: Path) -> bytes:
+def _content(table: Location) -> bytes:
     try:
         return table.read_bytes()
     except FileNotFoundError as error:
@@ -253,7 +252,7 @@ def _bad_table(shard: Shard, expected: str, found: str) -> BadInput:
     return BadInput(shard.table, expected=expected, found=found, remedy=FETCH_AGAIN)
 
 
-def no_table(table: Path) -> BadInput:
+def no_table(table: Location) -> BadInput:
     return BadInput(
         table,
         expected="the index table beside its tar",

@@ -18,6 +18,8 @@ import numpy.typing as npt
 from imagecodecs import deflate_crc32  # on a patch, 3 to 8 times as fast as zlib's
 
 from shards.artifact import sha256_of
+from shards.cache import Cache, Entry, cache_bytes
+from shards.copies import fetch_checked
 from shards.errors import BadInput, BadSetting
 from shards.index import (
     FETCH_AGAIN,
@@ -31,6 +33,7 @@ from shards.index import (
 )
 from shards.mix import Parts
 from shards.order import as_indices
+from shards.remote import RemotePath, persistent_range
 
 Verify = Literal["crc32", "sha256"]
 
@@ -108,6 +111,7 @@ class GlobalReader(Reader):
         self, shards: Sequence[Shard], parts: Parts, index_cache: Path, verify: Verify
     ) -> None:
         super().__init__(shards, parts, index_cache, verify)
+        self._files.check_room()
         # By shard: its tar and its index, in the order of opening. Both hold a file open.
         self._opened: dict[int, tuple[int, mmap.mmap]] = {}
         self._most_opened = _files_allowed(2 * len(shards)) // 2
@@ -154,28 +158,48 @@ class GlobalReader(Reader):
         return file, index
 
     def _close_one(self) -> None:
-        file, index = self._opened.pop(next(iter(self._opened)))
+        s = next(iter(self._opened))
+        file, index = self._opened.pop(s)
         os.close(file)
+        self._files.let_go(s)
         index.close()
 
 
 class Files:
-    """Opens the tars of a stream, each checked against its manifest."""
+    """Opens the tars of a stream, each checked against its manifest.
+
+    Of tars behind URLs, it is copies in the cache that are opened; `read` needs none.
+    """
 
     def __init__(self, shards: Sequence[Shard], verify: Verify) -> None:
         self._shards = shards
         self._verify = verify
         self._hashed: dict[int, BadInput | None] = {}
+        self._copies: dict[int, Entry] = {}
+
+    def check_room(self) -> None:
+        """Raise BadSetting where copies of all tars behind URLs would not fit into the cache."""
+        n_bytes = sum(
+            shard.info.tar_bytes for shard in self._shards if isinstance(shard.tar, RemotePath)
+        )
+        if n_bytes > cache_bytes():
+            raise BadSetting(
+                "data_loading.reading",
+                expected='"block", which reads large pieces and keeps no copies',
+                found=f'"global", for which {n_bytes} bytes of tars would be fetched into a cache '
+                f"of {cache_bytes()}",
+                remedy="set it to block, or raise CELLPAIR_CACHE_BYTES",
+            )
 
     def open(self, s: int) -> int:
-        """A file descriptor of shard `s`, for the caller to close.
+        """A file descriptor of shard `s`, for the caller to close; then `let_go` of it.
 
         Raises BadInput where the tar is gone or of another size, and, with sha256, of other content
         when it was first opened.
         """
         shard = self._shards[s]
         try:
-            file = os.open(shard.tar, os.O_RDONLY)
+            file = os.open(self._local(s), os.O_RDONLY)
         except OSError as error:
             raise lost(shard, error) from error
         try:
@@ -189,10 +213,46 @@ class Files:
             raise
         return file
 
+    def let_go(self, s: int) -> None:
+        """Shard `s` is open no more."""
+        if (copy := self._copies.pop(s, None)) is not None:
+            copy.close()
+
+    def read(self, s: int, start: int, n_bytes: int) -> memoryview:
+        """So many bytes of shard `s`, or what there is of them. Raises as `open`."""
+        shard = self._shards[s]
+        if isinstance(shard.tar, RemotePath):
+            if self._verify == "sha256" and (fault := self._fault_in(s)) is not None:
+                raise fault
+            try:
+                return memoryview(persistent_range(shard.tar, start, start + n_bytes))
+            except OSError as error:
+                raise lost(shard, error) from error
+        file = self.open(s)
+        try:
+            return read_at(file, n_bytes, start, shard)
+        finally:
+            os.close(file)
+
+    def _local(self, s: int) -> Path:
+        """The tar, or its copy, which has the hash that the manifest says."""
+        tar, info = self._shards[s].tar, self._shards[s].info
+        if isinstance(tar, Path):
+            return tar
+        entry = self._copies.get(s) or Cache.of_user().entry(f"shard-{info.tar_sha256}")
+        self._copies[s] = entry
+        copy = entry.folder / tar.name
+        with entry.filling():
+            if not copy.exists():
+                entry.make_room(info.tar_bytes, tar)
+                fetch_checked(tar, tar.stat(), copy, info.tar_sha256)
+        return copy
+
     def _fault_in(self, s: int) -> BadInput | None:
         if s not in self._hashed:
             shard = self._shards[s]
-            found, want = sha256_of(shard.tar), shard.info.tar_sha256
+            tar, want = shard.tar, shard.info.tar_sha256
+            found = sha256_of(tar) if isinstance(tar, Path) else tar.sha256()
             self._hashed[s] = (
                 None
                 if found == want

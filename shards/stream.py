@@ -7,6 +7,8 @@ them, so a run goes on from any cursor, with any number of ranks and readers.
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +19,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.artifact import sha256_of
 from shards.blocks import BlockReader
 from shards.dataset import read_dataset, read_manifest, read_panels
 from shards.errors import BadInput
@@ -32,6 +33,7 @@ from shards.index import (
 from shards.mix import ALL_ONCE, Mix, Parts, mixed
 from shards.order import Balanced, Blocks, Indices, Order, Shuffled, as_indices
 from shards.reader import GlobalReader, Pair, Reader, Verify, wrong_size
+from shards.remote import Location, ObjectFacts, RemotePath
 from shards.schema import INDEX_SCHEMA, INDEX_SCHEMAS, Dataset, Manifest, Panel, Split, digest
 from shards.write import MANIFEST_FILE
 
@@ -179,12 +181,13 @@ class Stream:
             shard = self.shards[s]
             there = INDEX_SCHEMAS[shard.manifest.schema_version].names
             own = [column for column in columns if column in there]
-            tables.append(pq.read_table(shard.table, columns=own)[:n])
+            content = io.BytesIO(shard.table.read_bytes())
+            tables.append(pq.read_table(content, columns=own)[:n])
         return pa.concat_tables(tables, promote_options="default").select(columns)
 
 
 def read_stream(
-    paths: Sequence[Path],
+    paths: Sequence[Location],
     split: Split,
     mix: Mix = ALL_ONCE,
     *,
@@ -212,8 +215,7 @@ def read_stream(
         shards += _shards_of(dataset, root, split, list(panels))
     n_kept, copies = mixed(shards, aliases, mix)
     used = [s for s, n in enumerate(n_kept) if n]
-    for s in used:
-        _check_files(shards[s])
+    _check_files([shards[s] for s in used])
     return Stream(
         [shards[s] for s in used],
         Parts.of([n_kept[s] for s in used], [copies[s] for s in used]),
@@ -224,7 +226,7 @@ def read_stream(
     )
 
 
-def _check_composition(path: Path, dataset: Dataset, before: list[Dataset]) -> None:
+def _check_composition(path: Location, dataset: Dataset, before: list[Dataset]) -> None:
     for other in before:
         if twice := {r.run for r in dataset.runs} & {r.run for r in other.runs}:
             raise BadInput(
@@ -248,14 +250,14 @@ def _check_composition(path: Path, dataset: Dataset, before: list[Dataset]) -> N
                 )
 
 
-def _shards_of(dataset: Dataset, root: Path, split: Split, panel_ids: list[str]) -> list[Shard]:
+def _shards_of(dataset: Dataset, root: Location, split: Split, panel_ids: list[str]) -> list[Shard]:
     """The split's shards, those of a run together."""
     by_run: dict[str, list[Shard]] = {run.path: [] for run in dataset.runs}
     manifests: dict[str, Manifest] = {}
     for run in dataset.runs:
         file = root / run.path / MANIFEST_FILE
         manifests[run.path] = read_manifest(root / run.path)
-        if (found := sha256_of(file)) != run.manifest_sha256:
+        if (found := hashlib.sha256(file.read_bytes()).hexdigest()) != run.manifest_sha256:
             raise BadInput(
                 file,
                 expected=f"the manifest that the dataset names, sha256 {run.manifest_sha256}",
@@ -275,12 +277,25 @@ def _shards_of(dataset: Dataset, root: Path, split: Split, panel_ids: list[str])
     return [shard for of_run in by_run.values() for shard in of_run]
 
 
-def _check_files(shard: Shard) -> None:
+def _check_files(shards: Sequence[Shard]) -> None:
+    listed: dict[RemotePath, dict[str, ObjectFacts]] = {}
+    for shard in shards:
+        if isinstance(shard.tar, RemotePath):  # one request a folder, not two a shard
+            folder = shard.tar.parent
+            if folder not in listed:
+                listed[folder] = folder.files()
+            tar, has_table = listed[folder].get(shard.tar.name), shard.table.name in listed[folder]
+            n_bytes = None if tar is None else tar.st_size
+        else:
+            n_bytes, has_table = _n_bytes(shard.tar), shard.table.exists()
+        if n_bytes != shard.info.tar_bytes:
+            raise wrong_size(shard, "no such file" if n_bytes is None else f"{n_bytes} bytes")
+        if not has_table:
+            raise no_table(shard.table)
+
+
+def _n_bytes(path: Path) -> int | None:
     try:
-        n_bytes = os.stat(shard.tar).st_size
-    except FileNotFoundError as error:
-        raise wrong_size(shard, "no such file") from error
-    if n_bytes != shard.info.tar_bytes:
-        raise wrong_size(shard, f"{n_bytes} bytes")
-    if not shard.table.exists():
-        raise no_table(shard.table)
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return None

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from pairing.simulate import SimulationParams, simulate
+from shards.remote import _filesystem
+from tests.s3 import BUCKET, ENVIRONMENT, Line, make_bucket, server
 
 
 def pytest_configure() -> None:
@@ -46,3 +48,30 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out.parent.mkdir()
     simulate(out, SimulationParams(n_cells=300, seed=7))
     return out
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of an S3 server on this machine, with the tests' bucket."""
+    with server(tmp_path_factory.mktemp("s3") / "server.log") as port:
+        make_bucket(port)
+        yield port
+
+
+@pytest.fixture
+def s3(s3_server: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
+    """A line to the server, to which the environment points."""
+    line = Line(s3_server)
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{line.port}")
+    _filesystem.cache_clear()
+    yield line
+    line.cut()
+    _filesystem.cache_clear()
+
+
+@pytest.fixture
+def bucket(s3: Line, tmp_path: Path) -> str:
+    """A URL of this test's own."""
+    return f"s3://{BUCKET}/{tmp_path.name}"

@@ -6,9 +6,10 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from shards.errors import BadInput, BadInputs
+from shards.remote import Location, is_url
 from shards.schema import Record
 from trainer.presets import PRESETS
 
@@ -169,10 +170,16 @@ class DataLoadingConfig(Record):
     keep_counts: float = Field(gt=0, le=1)  # transcripts are thinned to a share of this … 1
 
 
+def _not_a_url(value: object) -> object:
+    if isinstance(value, str) and is_url(value):
+        raise ValueError("a folder of this machine: checkpoints behind a URL are not there yet")
+    return value
+
+
 class RunConfig(Record):
     """Where a run writes, how often, and on what."""
 
-    out: Path
+    out: Annotated[Path, BeforeValidator(_not_a_url)]
     seed: int = Field(ge=0)
     device: Device
     compile: bool  # torch.compile of both towers
@@ -186,7 +193,7 @@ class RunConfig(Record):
 class TrainConfig(Record):
     """A whole training run. Paths are absolute once read from a file."""
 
-    data: tuple[Path, ...] = Field(min_length=1)
+    data: tuple[Location, ...] = Field(min_length=1)
     model: ModelConfig
     loss: LossConfig
     optim: OptimConfig
@@ -230,7 +237,7 @@ def _with_absolute_paths(config: TrainConfig, folder: Path) -> TrainConfig:
         model = model.model_copy(update={"rank": rank})
     return config.model_copy(
         update={
-            "data": tuple(folder / p for p in config.data),
+            "data": tuple(folder / p if isinstance(p, Path) else p for p in config.data),
             "model": model,
             "run": config.run.model_copy(update={"out": folder / config.run.out}),
         }

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from shards.artifact import write_atomically
 from shards.dataset import read_dataset
 from shards.errors import BadInput, BadInputs
+from shards.remote import Location, location
 from shards.schema import SPLITS, Record, Split
 from shards.stream import read_stream
 from trainer.baselines import ridge_embeddings
@@ -64,7 +65,12 @@ class Evaluation(Record):
 
 
 def evaluate(
-    checkpoint: Path, dataset: Path, out: Path, *, split: Split = "test", device: Device = "auto"
+    checkpoint: Path,
+    dataset: Location,
+    out: Path,
+    *,
+    split: Split = "test",
+    device: Device = "auto",
 ) -> Evaluation:
     """Embed the split, score it, write `evaluation.json` and `batches.parquet` under `out`.
 
@@ -140,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
-    parser.add_argument("dataset", type=Path, metavar="DATASET")
+    parser.add_argument("dataset", metavar="DATASET", help="folder or URL")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--split", choices=SPLITS, default="test")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -148,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         evaluation = evaluate(
             options.checkpoint,
-            options.dataset,
+            location(options.dataset),
             options.out,
             split=options.split,
             device=options.device,

@@ -36,7 +36,7 @@ def dataset_settings(config: CurateConfig) -> dict[str, list[Setting]]:
 
 def run_settings(config: CurateConfig, run: RunConfig) -> dict[str, list[Setting]]:
     """The config of one run: its own entry, then the sections that hold for all runs."""
-    return {"run": _settings(run.model_dump()), **dataset_settings(config)}
+    return {"run": _settings(dict(run)), **dataset_settings(config)}
 
 
 def without_folders(text: str, config: CurateConfig) -> str:

@@ -38,7 +38,10 @@ def write_report(
     folder = config.out / REPORT_FOLDER
     splits = curated.dataset.donors if curated.dataset else {}
     history = read_history(config.out)
-    runs = [write_run(folder, config, run, splits, history) for run in curated.runs]
+    runs = []
+    for run in curated.runs:
+        with run.at_hand():
+            runs.append(write_run(folder, config, run, splits, history))
     evaluation = None
     if evaluation_json is not None:
         evaluation = read_evaluation(evaluation_json, metrics_csv, extra_lines)

@@ -23,6 +23,7 @@ from pairing.warp import Warp
 from pairing.xenium import open_xenium
 from shards.check import validate
 from shards.dataset import read_dataset
+from shards.remote import Location
 from shards.stream import read_stream
 from tests.flows.report_page import Page
 
@@ -51,7 +52,7 @@ tissue = "simulated"
 """
 
 
-def write_config(folder: Path, run: Path, **changes: Any) -> Path:
+def write_config(folder: Path, run: Location, **changes: Any) -> Path:
     values = {
         "out": "out dir",
         "model": "none",
@@ -70,7 +71,7 @@ def write_config(folder: Path, run: Path, **changes: Any) -> Path:
     return path
 
 
-def curate(folder: Path, run: Path, *options: str, **changes: Any) -> int:
+def curate(folder: Path, run: Location, *options: str, **changes: Any) -> int:
     return main(["curate", str(write_config(folder, run, **changes)), "--workers", "1", *options])
 
 
