@@ -93,8 +93,8 @@ def test_a_page_is_one_file_and_runs_nothing(pages: dict[str, Page]) -> None:
         for uri in page.images:
             assert min(decoded(uri).size) > 50
     # Three zooms, four places; residuals of keypoints, errors, before and after, regions; five
-    # charts, four maps, four charts of nuclei and the gallery. DAPI has only cells.
-    assert len(pages["he"].images) == 3 + 4 + 1 + 2 + 2 + 1 + 5 + 4 + 4 + 24
+    # charts, four maps, four of quality, four of nuclei and the gallery. DAPI has only cells.
+    assert len(pages["he"].images) == 3 + 4 + 1 + 2 + 2 + 1 + 5 + 4 + 4 + 4 + 24
     assert len(pages["dapi"].images) == 3 + 4 + 3 + 24
 
 
