@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import anndata
 import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow.parquet as pq
 import shapely
-from anndata import AnnData
 from scipy import sparse
 from spatialdata import SpatialData
 from spatialdata.models import ShapesModel, TableModel
@@ -93,11 +93,13 @@ def write_store(
         {**shapes, "table": table},
         attrs={"cellpair": {**facts(source, parts), "affine_residual_um": off_um}},
     )
-    store.write(path)
+    # Said, or anndata warns of what its next release will do without, once an array.
+    with anndata.settings.override(auto_shard_zarr_v3=False):
+        store.write(path)
     return placed
 
 
-def _table(source: Source, parts: tuple[Part, ...], progress: Progress) -> AnnData:
+def _table(source: Source, parts: tuple[Part, ...], progress: Progress) -> anndata.AnnData:
     genes = JoinedGenes.of([source.panels[parts[0].manifest.panel_id]])
     columns = Columns.of(source, parts)
     frames, matrices = [], []
@@ -107,7 +109,7 @@ def _table(source: Source, parts: tuple[Part, ...], progress: Progress) -> AnnDa
         progress.add(part.shard.n_samples)
     obs = pd.concat(frames)  # texts of the same categories stay such
     obs["region"] = pd.Categorical(["cells"] * len(obs))
-    table = AnnData(
+    table = anndata.AnnData(
         X=sparse.vstack(matrices, format="csr"),
         obs=obs,
         var=genes.var(),
