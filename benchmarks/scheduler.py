@@ -39,7 +39,7 @@ from segmentation.maps import Tasks
 
 MIN_UTILISATION = 0.9
 MAX_OVERHEAD = 0.03
-N_NOTHINGS = 1000
+N_NOTHINGS = 500
 HOSTS = 4  # processes that the workers share
 
 
@@ -183,7 +183,9 @@ def _cluster(n_workers: int, hosts: int) -> Iterator[tuple[str, list[psutil.Proc
         started = []
 
         def start(*argv: str) -> None:
-            process = subprocess.Popen([sys.executable, *argv], cwd=Path(__file__).parents[1])
+            environ = {**os.environ, "DASK_LOGGING__DISTRIBUTED": "error"}
+            root = Path(__file__).parents[1]
+            process = subprocess.Popen([sys.executable, *argv], cwd=root, env=environ)
             stack.callback(process.wait)
             stack.callback(process.terminate)
             started.append(psutil.Process(process.pid))

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from queue import Empty, SimpleQueue
 from types import TracebackType
@@ -103,26 +103,30 @@ class BlockMap:
             future.add_done_callback(done.put)
 
         are_left = True
+        results: list[B] = []
         while are_left or tries:
             while are_left and len(tries) < crew.limit():
                 try:
                     submit(next(waiting), 0)
                 except StopIteration:
                     are_left = False
-            if not tries:
-                break
-            try:
-                future = done.get(timeout=_LOOK_EVERY_S)
-            except Empty:
+            yield from results
+            results = []
+            ended = _ended(done, _LOOK_EVERY_S) if tries else []
+            if tries and not ended:
                 crew.tell_if_none()
-                continue
-            item, n_tries = tries.pop(future)
-            error = future.exception()
-            if error is not None:
-                pause_or_raise(_lost(error), n_tries)
-                submit(item, n_tries + 1)
-                continue
-            yield future.result()
+            made = []
+            for future in ended:
+                item, n_tries = tries.pop(future)
+                error = future.exception()
+                if error is None:
+                    made.append(future)
+                else:
+                    pause_or_raise(_lost(error), n_tries)
+                    submit(item, n_tries + 1)
+            # All that are there with one question: of two hundred workers many end at a time.
+            results = client.gather(made) if made else []
+        yield from results
 
     def _offers_gpus(self, client: Client) -> bool:
         # Local workers may still be starting, the one with the GPU too; others come and go.
@@ -149,6 +153,16 @@ class BlockMap:
                     )
                 self._crew = Crew(self._client, n_local)
             return self._client, self._crew
+
+
+def _ended(done: SimpleQueue[Future[B]], timeout_s: float) -> list[Future[B]]:
+    """All futures that are there, at least one; none where none comes in time."""
+    ended = []
+    with suppress(Empty):
+        ended.append(done.get(timeout=timeout_s))
+        while True:
+            ended.append(done.get_nowait())
+    return ended
 
 
 def _lost(error: BaseException) -> BaseException:

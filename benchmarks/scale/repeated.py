@@ -271,34 +271,27 @@ def _put_head(
 
 
 def _write_slide(unit: Path, path: Path, lattice: _Lattice) -> None:
-    """Level 0 as the unit's own encoded tiles; two smaller levels made of what they show."""
+    """Level 0 is encoded once and copied; the smaller levels are made of what it shows."""
     side_x, side_y = (n * _STEP_PX for n in lattice.steps)
     with tifffile.TiffFile(unit) as tiff:
         page = tiff.pages.first
-        tiles, description = _encoded(page), page.description
-        pixels = page.asarray()
-        old = (page.shape[1], page.shape[0])
-    whole = np.broadcast_to(pixels[0, 0], (side_y, side_x, 3)).copy()
-    whole[: pixels.shape[0], : pixels.shape[1]] = pixels
+        description, pixels = page.description, page.asarray()
+    old = (pixels.shape[1], pixels.shape[0])
+    # What lies beyond the unit is glass, as the brightest of its corners.
+    glass = np.array([pixels[y, x] for y in (0, -1) for x in (0, -1)]).max(axis=0)
+    whole = np.broadcast_to(glass, (side_y, side_x, 3)).copy()
+    whole[: old[1], : old[0]] = pixels
     size = (side_x * lattice.n_columns, side_y * lattice.n_rows)
     for axis, before, after in zip("XY", old, size, strict=True):
         description = description.replace(f'Size{axis}="{before}"', f'Size{axis}="{after}"')
-    n_across, n_down = side_x // _TILE_PX, side_y // _TILE_PX
-    # What lies beyond the unit's own tiles is glass, as its first tile is.
-    grid = [[tiles.get((x, y), tiles[0, 0]) for x in range(n_across)] for y in range(n_down)]
     options: dict[str, Any] = {
         "photometric": "rgb", "compression": "jpeg", "tile": (_TILE_PX, _TILE_PX),
         "dtype": np.uint8, "metadata": None, "compressionargs": {"level": _QUALITY},
     }  # fmt: skip
+    tiles = _encoded(path.with_suffix(".once"), whole, options)
     with tifffile.TiffWriter(path, ome=False, bigtiff=True) as out:
         out.write(
-            (
-                tile
-                for _ in range(lattice.n_rows)
-                for row in grid
-                for _ in range(lattice.n_columns)
-                for tile in row
-            ),
+            _laid_out(tiles, side_x // _TILE_PX, lattice),
             shape=(size[1], size[0], 3), description=description.encode(),
             subifds=len(_LEVELS), subfiletype=0, **options,
         )  # fmt: skip
@@ -310,15 +303,31 @@ def _write_slide(unit: Path, path: Path, lattice: _Lattice) -> None:
             out.write(_tiles_of(small, shape), shape=shape, subfiletype=1, **options)
 
 
-def _encoded(page: Any) -> dict[tuple[int, int], bytes]:
-    """Encoded tiles by (column, row)."""
-    across = -(-page.shape[1] // _TILE_PX)
-    spans = zip(page.dataoffsets, page.databytecounts, strict=True)
-    found = {}
-    for i, (offset, n_bytes) in enumerate(spans):
-        page.parent.filehandle.seek(offset)
-        found[i % across, i // across] = page.parent.filehandle.read(n_bytes)
-    return found
+def _encoded(scratch: Path, whole: npt.NDArray[np.uint8], options: dict[str, Any]) -> list[bytes]:
+    """The encoded tiles of a picture, row by row."""
+    tifffile.imwrite(scratch, whole, **options)
+    with tifffile.TiffFile(scratch) as tiff, scratch.open("rb") as file:
+        page = tiff.pages.first
+        tiles = []
+        for offset, n_bytes in zip(page.dataoffsets, page.databytecounts, strict=True):
+            file.seek(offset)
+            tiles.append(file.read(n_bytes))
+    scratch.unlink()
+    return tiles
+
+
+def _laid_out(tiles: list[bytes], n_across: int, lattice: _Lattice) -> Iterator[bytes]:
+    """The tiles of all copies, row by row of the whole.
+
+    Two places that hold the same bytes are damage: a tile is given a comment of where it lies.
+    """
+    for row in range(lattice.n_rows):
+        for first in range(0, len(tiles), n_across):
+            for column in range(lattice.n_columns):
+                comment = f"{row} {column}".encode()
+                head = b"\xff\xfe" + (len(comment) + 2).to_bytes(2) + comment
+                for tile in tiles[first : first + n_across]:
+                    yield tile[:2] + head + tile[2:]
 
 
 def _tiles_of(
