@@ -125,9 +125,8 @@ def write_shard_set(
     check_cell_ids(config.run, cell_id[kept_rows], set())
     donor_names, donor = as_numbers(cells["donor"].to_numpy())
     order = in_hashed_order(kept_rows, donor, cell_id, config.run)
-    sizes = tar_bytes(
-        order, patches["size"].loc[order].to_numpy(), open_counts(cells_folder)[0], neighbors, donor
-    )
+    jpeg_bytes = patches["size"].reindex(order).to_numpy()
+    sizes = tar_bytes(order, jpeg_bytes, open_counts(cells_folder)[0], neighbors, donor)
     cuts = plan_shards(
         donor[order], sizes, max_samples=config.max_samples, max_bytes=config.max_bytes
     )

@@ -44,9 +44,18 @@ class Part:
     def manifest(self) -> Manifest:
         return self.shard.manifest
 
+    @property
+    def tar(self) -> Path:
+        assert isinstance(self.shard.tar, Path), "of a dataset in a folder"
+        return self.shard.tar
+
+    @property
+    def table(self) -> Path:
+        return self.tar.with_suffix(".parquet")
+
     def read_table(self, columns: list[str]) -> pa.Table:
         """Columns of its index table, one row a sample in the tar's order."""
-        return pq.read_table(self.shard.table, columns=columns)
+        return pq.read_table(self.table, columns=columns)
 
     def most_counts(self) -> int:
         """What the counts of all samples are at most in number: each takes four bytes or more."""
@@ -54,7 +63,7 @@ class Part:
 
     def most_neighbors(self) -> int:
         """What the neighbours of all samples are at most in number, without reading them."""
-        facts = pq.read_metadata(self.shard.table)
+        facts = pq.read_metadata(self.table)
         (column,) = (
             i
             for i in range(facts.num_columns)
@@ -75,7 +84,7 @@ class Part:
         table = self.read_table(_COUNTS)
         offset, size, n_counts = (table[name].to_pylist() for name in _COUNTS)
         rows = [np.zeros((2, 0), np.uint16)]
-        file = os.open(self.shard.tar, os.O_RDONLY)
+        file = os.open(self.tar, os.O_RDONLY)
         try:
             for at, n_bytes, total in zip(offset, size, n_counts, strict=True):
                 rows.append(self._checked(read_at(file, n_bytes, at, self.shard), total))
@@ -138,6 +147,7 @@ def open_source(path: Path, splits: Sequence[Split], runs: Collection[str]) -> S
     is left to export.
     """
     dataset, root = read_dataset(path)
+    assert isinstance(root, Path), "the root of a path"
     _check_nobody_is_withdrawn(dataset, root)
     place = {run.run: i for i, run in enumerate(dataset.runs)}
     if strangers := sorted(set(runs) - place.keys()):
@@ -161,7 +171,7 @@ def open_source(path: Path, splits: Sequence[Split], runs: Collection[str]) -> S
             remedy="name other splits or runs",
         )
     for part in parts:
-        _check_table(part.shard)
+        _check_table(part)
     parts.sort(key=lambda part: place[part.manifest.run])
     return Source(dataset, root, tuple(parts), read_panels(dataset, root))
 
@@ -178,8 +188,8 @@ def _check_nobody_is_withdrawn(dataset: Dataset, root: Path) -> None:
         )
 
 
-def _check_table(shard: Shard) -> None:
-    found = sha256_of(shard.table)
+def _check_table(part: Part) -> None:
+    shard, found = part.shard, sha256_of(part.table)
     if found != shard.info.table_sha256:
         raise BadInput(
             shard.table,
