@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -47,11 +47,9 @@ def open_slide(path: Path, *, mpp: float | None = None) -> Iterator[Slide]:
     path = Path(path)
     _check_exists(path)
     with _open_sources(path, want_mpp=mpp is None) as (sources, found):
-        foreign = {}
-        if len(sources) > 1:
-            file = path.stat()
-            foreign = _foreign_levels(path.absolute(), file.st_size, file.st_mtime_ns)
-        yield Slide(path, _checked_mpp(path, mpp, found), sources, foreign=foreign)
+        file = path.stat()
+        foreign = partial(_foreign_levels, path.absolute(), file.st_size, file.st_mtime_ns)
+        yield Slide(path, _checked_mpp(path, mpp, found), sources, find_foreign=foreign)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from copy import copy
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from PIL import Image
 
 from pairing.geometry import Box, Points
 from pairing.slide_damage import Damage, read_over_damage
-from pairing.slide_levels import regular_levels
+from pairing.slide_levels import Level, regular_levels
 from pairing.slide_sources import Pixels, Source
 from pairing.slide_tiles import TilesOnce
 from shards.errors import BadInput
@@ -46,23 +46,46 @@ class Slide:
         sources: Sequence[Source],
         *,
         fill: int | None = None,
-        foreign: dict[int, str] | None = None,
+        find_foreign: Callable[[], dict[int, str]] = dict,
     ) -> None:
         self.path = path
         self.mpp = mpp
-        kept, levels, notes = regular_levels([s.size_px for s in sources])
-        own = [
-            (i, level) for i, level in zip(kept, levels, strict=True) if i not in (foreign or {})
-        ]
-        self.levels = tuple(level for _, level in own)
-        self.notes = (*notes, *(foreign or {}).values())
-        self._sources = tuple(sources[i] for i, _ in own)
+        self._level_0: Source = sources[0]
+        self._others = tuple(sources[1:])
+        self._find_foreign = find_foreign
         self._fill = fill
         self._damage: list[Damage] | None = None
-        self.size_px = self.levels[0].size_px
+        self.size_px = sources[0].size_px
         self.tile_px = sources[0].tile_px
         self.dtype = sources[0].dtype
         self.n_channels = sources[0].n_channels
+
+    @cached_property
+    def _pyramid(self) -> tuple[tuple[Source, ...], tuple[Level, ...], tuple[str, ...]]:
+        """Sources of the levels below 0, all levels, and notes on those that were left out.
+
+        Looked at when they are first asked for: telling whether levels show the same decodes tiles
+        of all of them, which nobody waits for who reads level 0 alone.
+        """
+        kept, levels, notes = regular_levels([s.size_px for s in (self._level_0, *self._others)])
+        foreign = self._find_foreign() if self._others else {}
+        own = [(i, level) for i, level in zip(kept, levels, strict=True) if i not in foreign]
+        return (
+            tuple(self._others[i - 1] for i, _ in own[1:]),
+            tuple(level for _, level in own),
+            (*notes, *foreign.values()),
+        )
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        return self._pyramid[1]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self._pyramid[2]
+
+    def _source(self, level: int) -> Source:
+        return self._level_0 if level == 0 else self._pyramid[0][level - 1]
 
     @property
     def is_rgb(self) -> bool:
@@ -95,7 +118,7 @@ class Slide:
         at least 1 % of what is looked at: the whole lowest level, or an 8 x 8 grid of windows
         where that level is larger than 2048 px.
         """
-        source = self._sources[-1]
+        source = self._source(len(self.levels) - 1)
         width, height = source.size_px
         if max(width, height) <= _GLASS_SAMPLE_PX:
             windows = [(0, 0, width, height)]
@@ -122,7 +145,7 @@ class Slide:
         x0, y0, x1, y1 = box
         if x1 <= x0 or y1 <= y0:
             raise ValueError(f"an empty box: {box}")
-        width, height = self.levels[level].size_px
+        width, height = self._source(level).size_px
         inside = (max(x0, 0), max(y0, 0), min(x1, width), min(y1, height))
         if inside == box:
             return self._read_inside(box, level)
@@ -138,13 +161,14 @@ class Slide:
         return out
 
     def _read_inside(self, box: Box, level: int) -> Pixels:
-        source = self._sources[level]
+        source = self._source(level)
         if self._damage is None:
             return source.read_inside(box)
         pixels, damaged, found = read_over_damage(source, box, holes=self.is_rgb)
         if found:
             pixels[damaged] = self.fill
-            self._damage += [d.scaled(self.levels[level].downsample) for d in found]
+            downsample = 1.0 if level == 0 else self.levels[level].downsample
+            self._damage += [d.scaled(downsample) for d in found]
         return pixels
 
     def tolerant(self) -> tuple[Slide, list[Damage]]:
@@ -165,9 +189,9 @@ class Slide:
         Of level 0 `tiles` (column, row) are decoded, each once. `fill` is the slide's own, which
         is not looked for again.
         """
-        once = TilesOnce(self._sources[0], tiles)
+        once = TilesOnce(self._level_0, tiles)
         slide = copy(self)
-        slide._sources = (once, *self._sources[1:])
+        slide._level_0 = once
         slide.fill = fill
         return slide, once
 
@@ -178,12 +202,12 @@ class Slide:
         that the file leaves out where one of `centres_px`, (n, 2) in level-0 pixels, lies:
         without a cell on it, a tile that was left out is glass.
         """
-        repeated = self._sources[0].repeated_tiles()
+        repeated = self._level_0.repeated_tiles()
         tiles = np.unique(np.floor(centres_px / self.tile_px).astype(np.int64), axis=0)
         with_cells = set(map(tuple, tiles.tolist()))
         missing = [
             box
-            for box in self._sources[0].empty_tiles()
+            for box in self._level_0.empty_tiles()
             if (box[0] // self.tile_px[0], box[1] // self.tile_px[1]) in with_cells
         ]
         return [

@@ -6,6 +6,9 @@ import hashlib
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +57,23 @@ def write_cells(folder: Path, centres_px: Points) -> Path:
     return folder
 
 
-def pack(out: Path, cells: Path, patches: Path) -> float:
-    """Seconds of the stage, by one worker."""
+@dataclass(frozen=True, slots=True)
+class Took:
+    """Seconds of the processor and of the clock."""
+
+    cpu_s: float
+    clock_s: float
+
+
+@contextmanager
+def _timed(times: list[Took]) -> Iterator[None]:
+    cpu_s, clock_s = time.process_time(), time.perf_counter()
+    yield
+    times.append(Took(time.process_time() - cpu_s, time.perf_counter() - clock_s))
+
+
+def pack(out: Path, cells: Path, patches: Path) -> Took:
+    """The stage, by one worker."""
     shutil.rmtree(out, ignore_errors=True)
     kept = out.with_name(f"{out.name}-kept")
     shutil.rmtree(kept, ignore_errors=True)
@@ -64,29 +82,28 @@ def pack(out: Path, cells: Path, patches: Path) -> float:
     config = PackConfig(
         run="r", donor="D1", source_id=None, tissue="breast", filters=Filters(drop_flags=())
     )
-    started = time.perf_counter()
-    write_shard_set(
-        out, kept, config, SPEC, cells, patches, Affine.scale(1 / MPP), MPP, map, error_um=None
-    )
-    took = time.perf_counter() - started
+    times: list[Took] = []
+    with _timed(times):
+        write_shard_set(
+            out, kept, config, SPEC, cells, patches, Affine.scale(1 / MPP), MPP, map, error_um=None
+        )
     shutil.rmtree(kept)
-    return took
+    return times[0]
 
 
-def by_webdataset(shards: Path, out: Path) -> float:
-    """Seconds in which webdataset's TarWriter writes the same samples; they are read untimed."""
+def by_webdataset(shards: Path, out: Path) -> Took:
+    """webdataset's TarWriter writes the same samples; they are read untimed."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
-    took = 0.0
+    times: list[Took] = []
     for tar_path in sorted(shards.glob("*.tar")):
         samples = list(_samples(tar_path))
-        started = time.perf_counter()
-        with webdataset.TarWriter(str(out / tar_path.name)) as sink:
-            for sample in samples:
-                sink.write(sample)
-        _sync(out / tar_path.name)
-        took += time.perf_counter() - started
-    return took
+        with _timed(times):
+            with webdataset.TarWriter(str(out / tar_path.name)) as sink:
+                for sample in samples:
+                    sink.write(sample)
+            _sync(out / tar_path.name)
+    return Took(sum(t.cpu_s for t in times), sum(t.clock_s for t in times))
 
 
 def _samples(tar_path: Path) -> Any:
@@ -97,17 +114,18 @@ def _samples(tar_path: Path) -> Any:
         yield {"__key__": row["key"], **{m: tar[at : at + size] for m, (at, size) in cuts.items()}}
 
 
-def by_copying(shards: Path, out: Path) -> float:
-    """Seconds in which the same files are copied, hashed, and synced."""
+def by_copying(shards: Path, out: Path) -> Took:
+    """The same files are copied, hashed, and synced."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
-    started = time.perf_counter()
-    for path in sorted(shards.glob("*.tar")):
-        data = path.read_bytes()
-        hashlib.sha256(data)
-        (out / path.name).write_bytes(data)
-        _sync(out / path.name)
-    return time.perf_counter() - started
+    times: list[Took] = []
+    with _timed(times):
+        for path in sorted(shards.glob("*.tar")):
+            data = path.read_bytes()
+            hashlib.sha256(data)
+            (out / path.name).write_bytes(data)
+            _sync(out / path.name)
+    return times[0]
 
 
 def _sync(path: Path) -> None:
