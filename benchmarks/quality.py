@@ -151,7 +151,9 @@ def blur(
     limits.line(f"least recall from {BLURRED_UM:g} µm on", min(hits), "≥", MIN_RECALL)
 
 
-def pen(limits: Limits, sheets: Sequence[Sheet], rest: Sequence[Sheet]) -> None:
+def pen(
+    limits: Limits, sheets: Sequence[Sheet], rest: Sequence[Sheet], tiles: Sequence[Sheet]
+) -> None:
     limits.head("pen: recall of patches under ink by a quarter or more; false flags of the free")
     rng = np.random.default_rng(2)
     with_peer = importlib.util.find_spec("histolab") is not None
@@ -177,6 +179,9 @@ def pen(limits: Limits, sheets: Sequence[Sheet], rest: Sequence[Sheet]) -> None:
             n_true += int(under.sum())
             n_flagged += int(flagged[under | free].sum())
             n_right += int(flagged[under].sum())
+    if with_peer:
+        clean = np.concatenate([histolab_pens(s) for s in tiles]) > Thresholds().pen_above
+        limits.told(f"histolab: false of {len(clean):,} of real tiles", f"{clean.mean():.3f}")
     limits.line(f"recall of {', '.join(TOLD_INKS)}", n_right / n_true, "≥", MIN_RECALL)
     limits.line("precision", n_right / n_flagged, "≥", MIN_PRECISION)
 
@@ -333,7 +338,7 @@ def main() -> int:
     if "blur" in parts:
         blur(limits, sheets[:2], calibration, [real], tiles)
     if "pen" in parts:
-        pen(limits, sheets[:2], [unmarked(real)])
+        pen(limits, sheets[:2], [unmarked(real)], tiles)
         marked = flags_of(real)["pen"]
         limits.told(f"flagged along the margins of {real.name}, which are dyed", f"{marked.sum()}")
     if "fold" in parts:
