@@ -15,14 +15,15 @@ from scipy import sparse
 from flows.export.source import Part, Source
 from shards.schema import INDEX_SCHEMA, SPLITS
 
-_TEXTS = ("tissue", "label", "panel", "center")
-# Where members lie is the tar's business; these are told by other names, or once for all.
-_LEFT_OUT = {"key", "cell_id", "run", "donor", "species", "crc32", "neighbors", "flags", *_TEXTS}
-_NUMBERS = [
+# Told by other names, or once for all; where members lie is the tar's business.
+_LEFT_OUT = {"key", "cell_id", "run", "donor", "species", "crc32", "neighbors", "flags"}
+_FIELDS = [
     field
     for field in INDEX_SCHEMA
     if field.name not in _LEFT_OUT and not field.name.endswith(("_offset", "_size"))
 ]
+_TEXTS = [field.name for field in _FIELDS if pa.types.is_string(field.type)]
+_NUMBERS = [field for field in _FIELDS if field.name not in _TEXTS]
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,10 +123,6 @@ class Source:
     parts: tuple[Part, ...]
     panels: dict[str, Panel]
 
-    @property
-    def n_samples(self) -> int:
-        return sum(part.shard.n_samples for part in self.parts)
-
     def person(self, donor: str) -> str:
         """The canonical name of a donor, whatever name the shard has."""
         return self.dataset.aliases.get(donor, donor)

@@ -178,6 +178,20 @@ def test_h5ad_rows_are_those_of_the_index_tables(dataset: Path, as_h5ad: Path) -
     assert data.uns["spatial_neighbors"]["distances_key"] == "spatial_distances"
 
 
+def many_counts(samples: list[Sample]) -> list[Sample]:
+    counts = np.array([[2, 9], [70_000, 1]], np.uint32)
+    row = {**samples[0].row, "n_counts": 70_001}
+    return [replace(samples[0], counts=counts, row=row), *samples[1:]]
+
+
+def test_counts_beyond_16_bits_are_whole(tmp_path: Path) -> None:
+    root = write_tiny_dataset(tmp_path / "in", {"D": "train"}, n_per_donor=3, changed=many_counts)
+    assert export(root, "h5ad", tmp_path / "out") == 0
+    data = anndata.read_h5ad(tmp_path / "out" / "human.h5ad")
+    assert data["run0__run000000-1"].X.toarray().nonzero()[1].tolist() == [2, 9]
+    assert data.X.max() == 70_000
+
+
 def test_h5ad_is_what_anndata_itself_writes(as_h5ad: Path, tmp_path: Path) -> None:
     data = anndata.read_h5ad(as_h5ad / "human.h5ad")
     data.write_h5ad(tmp_path / "again.h5ad")
