@@ -47,7 +47,7 @@ TEXTS = ("cell_id", "feature_name", "codeword_category")
 MIN_SHARE_OF_PYARROW, MIN_TWO_WORKERS, MAX_MEMORY = 0.25, 1.6, 1.1
 # The table of cells with its texts, identifiers sorted for looking up, and sums.
 BYTES_PER_CELL = 400
-PAIRS, N_SLICE = 5, 200_000
+PAIRS, N_SLICE = 9, 200_000
 PARTS = ("speed", "workers", "memory", "lookup", "peers")
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from scipy import sparse
 
-from pairing.xenium.features import CATEGORY_NAMES
+from pairing.xenium.features import CATEGORY_NAMES, GENE
 from pairing.xenium.id_index import IdIndex
 from pairing.xenium.transcripts import FEATURE_COLUMNS, Rows, Span, TranscriptTable
 from shards.artifact import written_aside
@@ -83,7 +83,8 @@ class Tallying:
 class SpanFigures(Record):
     """Of the transcripts of a span, by category those at `qv >= qv_min` inside cells.
 
-    `windows` are those of WINDOW_CELLS cells of which there are counts: a record batch each.
+    `windows` are those of WINDOW_CELLS cells of which there are counts, a record batch each; one
+    may come again, with counts to be added.
     """
 
     schema_version: Literal[1] = 1
@@ -102,7 +103,7 @@ def tally_span(tallying: Tallying, span: Span) -> str:
     symbols = pa.array(tallying.symbols, pa.string())
     shape = (tallying.n_cells, len(tallying.symbols))
     of_cells = tallying.assignment.open()
-    counts = sparse.csr_matrix(shape, dtype=np.int64)
+    windows: list[tuple[int, pa.RecordBatch]] = []
     n_transcripts = n_low_quality = n_unassigned = 0
     tally = np.zeros(len(CATEGORY_NAMES), np.int64)
     wanted = (*tallying.assignment.columns, *FEATURE_COLUMNS, "qv")
@@ -117,14 +118,17 @@ def tally_span(tallying: Tallying, span: Span) -> str:
             good &= seen
             n_seen = int(seen.sum())
         inside &= good
+        called = np.flatnonzero(inside)
+        n_good = int(np.count_nonzero(good))
         n_transcripts += n_seen
-        n_low_quality += n_seen - int(good.sum())
-        n_unassigned += int(good.sum()) - int(inside.sum())
-        tally += np.bincount(category[inside], minlength=len(tally))
-        counted = np.flatnonzero(inside & (gene >= 0))
-        ones = np.ones(len(counted), np.int64)
-        counts = counts + sparse.csr_matrix((ones, (cell[counted], gene[counted])), shape=shape)
-    windows = list(_windows(counts))
+        n_low_quality += n_seen - n_good
+        n_unassigned += n_good - len(called)
+        is_gene = gene[called] >= 0
+        tally += np.bincount(category[called[~is_gene]], minlength=len(tally))
+        called = called[is_gene]
+        tally[GENE] += len(called)
+        ones = np.ones(len(called), np.int32)
+        windows += _windows(sparse.csr_matrix((ones, (cell[called], gene[called])), shape=shape))
     facts = SpanFigures(
         n_transcripts=n_transcripts,
         n_low_quality=n_low_quality,
@@ -183,15 +187,15 @@ class Tallies:
                 self._parts.setdefault(window, []).append((reader, place))
 
     def windows(self) -> Iterator[tuple[slice, sparse.csr_matrix]]:
-        """Rows of WINDOW_CELLS cells at a time, and their counts with sorted indices, int64."""
+        """Rows of WINDOW_CELLS cells at a time, and their counts with sorted indices, uint32."""
         n_cells, n_genes = self._shape
         for first in range(0, n_cells, WINDOW_CELLS):
             rows = slice(first, min(first + WINDOW_CELLS, n_cells))
-            total = sparse.csr_matrix((rows.stop - first, n_genes), dtype=np.int64)
+            shape = (rows.stop - first, n_genes)
+            total = sparse.csr_matrix(shape, dtype=np.uint32)
             for reader, place in self._parts.get(first // WINDOW_CELLS, ()):
-                batch = reader.get_batch(place)
-                cell, gene, count = (column.to_numpy() for column in batch.columns)
+                cell, gene, count = (c.to_numpy() for c in reader.get_batch(place).columns)
                 indptr = np.searchsorted(cell, np.arange(first, rows.stop + 1)).astype(np.int32)
-                part = sparse.csr_matrix((count.astype(np.int64), gene, indptr), total.shape)
-                total = total + part
+                part = sparse.csr_matrix((count, gene, indptr), shape)
+                total = total + part if total.nnz else part
             yield rows, total

@@ -108,8 +108,12 @@ def encoded(
     if not isinstance(column, pa.DictionaryArray):
         column = column.dictionary_encode()
     with parsed(path):
-        column.validate(full=True)  # damaged pages may hold codes of no value
-        return column.dictionary.cast(pa.string()), column.indices.to_numpy()
+        values, codes = column.dictionary, column.indices.to_numpy()
+        values.validate(full=True)
+        # Damaged pages may hold codes of no value.
+        if len(codes) and not (codes.min() >= 0 and codes.max() < len(values)):
+            raise ValueError(f"codes from {codes.min()} to {codes.max()} of {len(values)} values")
+        return values.cast(pa.string()), codes
 
 
 def text_of(path: Path, name: str, table: pa.Table) -> npt.NDArray[np.object_]:
@@ -134,7 +138,7 @@ def numbers_of(
     _refuse_nulls(path, name, column)
     # Booleans are bit-packed in Arrow and have to be copied.
     values: npt.NDArray[Any] = column.to_numpy(zero_copy_only=False)
-    return values.astype(dtype)
+    return values.astype(dtype, copy=False)
 
 
 def _refuse_nulls(path: Path, name: str, column: pa.Array | pa.ChunkedArray) -> None:

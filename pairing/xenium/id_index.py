@@ -18,10 +18,11 @@ class IdIndex:
 
     def __init__(self, sorted_ids: npt.NDArray[np.bytes_], rows: npt.NDArray[np.int32]) -> None:
         self._ids, self._rows = sorted_ids, rows
+        self._last: tuple[pa.StringArray, npt.NDArray[np.int32]] | None = None
 
     @classmethod
     def of(cls, ids: Sequence[str]) -> IdIndex:
-        encoded_ids = np.array([i.encode() for i in ids], dtype=np.bytes_)
+        encoded_ids = np.array(pa.array(ids, pa.binary()).to_pylist(), dtype=np.bytes_)
         order = np.argsort(encoded_ids, kind="stable")
         return cls(encoded_ids[order], order.astype(np.int32))
 
@@ -35,7 +36,15 @@ class IdIndex:
             return cls(stored["ids"], stored["rows"])
 
     def find(self, values: pa.StringArray) -> npt.NDArray[np.int32]:
-        """Row of each value; -1 where it is none of the identifiers."""
+        """Row of each value; -1 where it is none of the identifiers.
+
+        Batches of one row group have the same values, which are looked up once.
+        """
+        if self._last is None or not self._last[0].equals(values):
+            self._last = values, self._find(values)
+        return self._last[1]
+
+    def _find(self, values: pa.StringArray) -> npt.NDArray[np.int32]:
         wanted = np.array(values.cast(pa.binary()).to_pylist(), dtype=np.bytes_)
         if not len(self._ids) or not len(wanted):
             return np.full(len(wanted), -1, np.int32)

@@ -31,7 +31,7 @@ def check_cells(path: Path, cells: pd.DataFrame) -> None:
             remedy="leave the run out: without cells there is nothing to pair",
         )
     ids = cells["cell_id"]
-    if not ids.map(lambda i: isinstance(i, str)).all():
+    if pd.api.types.infer_dtype(ids, skipna=False) != "string":
         raise BadInput(
             f"{path}, cell_id",
             expected="identifiers that are text",
