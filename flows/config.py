@@ -102,7 +102,7 @@ class GivenRun(Record):
     source_id: str | None = None
     slide: Location | None = None
     image: Literal["morphology"] | None = None
-    alignment: Literal["auto"] | Location | None = None
+    alignment: Location | Literal["auto"] | None = None
     tissue: str | None = None
     species: str | None = None
     mpp: float | None = Field(default=None, gt=0)
