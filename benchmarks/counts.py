@@ -116,7 +116,8 @@ def bundle_of(folder: Path, n_rows: int) -> Path:
 def _ids(k: int, n: int) -> list[str]:
     """Identifiers of the k-th copy, as 10x makes them."""
     prefix = (np.arange(n, dtype=np.uint64) + k * n) * 2_654_435_761 % 2**32
-    return cell_id_text(np.stack([prefix, np.ones(n)], axis=1).astype(np.uint32)).tolist()
+    pairs = np.stack([prefix, np.ones(n)], axis=1).astype(np.uint32)
+    return [str(cell_id) for cell_id in cell_id_text(pairs)]
 
 
 def _copy(cells: pa.Table, k: int, width_um: float) -> pa.Table:
@@ -258,10 +259,8 @@ def _nuclei(folder: Path, bundle: Path) -> pa.Table:
     table = pq.read_table(folder / "base" / "outs" / "transcripts.parquet", columns=["x_location"])
     width_um = _width_um(table)
     n_copies = pq.read_metadata(bundle / "cells.parquet").num_rows // N_CELLS
-    copies = [
-        shapely.transform(outlines, lambda xy, k=k: xy + np.array([k * width_um, 0.0]))
-        for k in range(n_copies)
-    ]
+    aside = [Affine.of([[1, 0, k * width_um], [0, 1, 0], [0, 0, 1]]) for k in range(n_copies)]
+    copies = [shapely.transform(outlines, moved) for moved in aside]
     all_um: npt.NDArray[np.object_] = np.concatenate(copies)
     centres = shapely.get_coordinates(shapely.centroid(all_um))
     return pa.table(

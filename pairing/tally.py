@@ -19,7 +19,8 @@ from scipy import sparse
 from pairing.xenium.features import CATEGORY_NAMES, GENE
 from pairing.xenium.id_index import IdIndex
 from pairing.xenium.transcripts import FEATURE_COLUMNS, Rows, Span, TranscriptTable
-from shards.artifact import written_aside
+from shards.artifact import write_atomically, written_aside
+from shards.dataset import read_record
 from shards.schema import Record
 
 # Cells that are merged at a time: of 1,000 genes each, some 50 MB.
@@ -32,7 +33,6 @@ _SCHEMA = pa.schema(
         pa.field("count", pa.uint32(), nullable=False),
     ]
 )
-_FIGURES = "figures"
 
 # The row of the cell of each transcript, -1 for none.
 OfCells = Callable[[Rows], npt.NDArray[np.int32]]
@@ -96,14 +96,25 @@ class SpanFigures(Record):
 
 
 def tally_span(tallying: Tallying, span: Span) -> str:
-    """Count the genes of the span's cells into the file `<name>.arrow` of `kept`; returns the name.
+    """Publish the gene counts of the span's cells as `<name>.arrow`, and after it `<name>.json`.
 
-    Memory is one batch of transcripts and the span's non-zero entries.
+    In the folder `kept`; where the second is, the tally is whole. Returns the name. Memory is one
+    batch of transcripts, of which there is a record batch for each window of cells.
     """
+    with (
+        written_aside(_file(tallying.kept, span)) as path,
+        pa.ipc.new_file(str(path), _SCHEMA) as file,
+    ):
+        figures = _tally(tallying, span, file)
+    write_atomically(_facts(tallying.kept, span), figures.model_dump_json().encode())
+    return span.name
+
+
+def _tally(tallying: Tallying, span: Span, file: pa.ipc.RecordBatchFileWriter) -> SpanFigures:
     symbols = pa.array(tallying.symbols, pa.string())
     shape = (tallying.n_cells, len(tallying.symbols))
     of_cells = tallying.assignment.open()
-    windows: list[tuple[int, pa.RecordBatch]] = []
+    windows: list[int] = []
     n_transcripts = n_low_quality = n_unassigned = 0
     tally = np.zeros(len(CATEGORY_NAMES), np.int64)
     wanted = (*tallying.assignment.columns, *FEATURE_COLUMNS, "qv")
@@ -112,13 +123,11 @@ def tally_span(tallying: Tallying, span: Span) -> str:
         gene, category = rows.genes(symbols)
         good = rows.numbers("qv") >= tallying.qv_min
         n_seen = len(rows)
-        inside = cell >= 0
         if tallying.left_out is not None:
             seen = ~np.append(tallying.left_out, False)[cell]  # the last is that of cell -1
             good &= seen
-            n_seen = int(seen.sum())
-        inside &= good
-        called = np.flatnonzero(inside)
+            n_seen = int(np.count_nonzero(seen))
+        called = np.flatnonzero(good & (cell >= 0))
         n_good = int(np.count_nonzero(good))
         n_transcripts += n_seen
         n_low_quality += n_seen - n_good
@@ -128,30 +137,29 @@ def tally_span(tallying: Tallying, span: Span) -> str:
         called = called[is_gene]
         tally[GENE] += len(called)
         ones = np.ones(len(called), np.int32)
-        windows += _windows(sparse.csr_matrix((ones, (cell[called], gene[called])), shape=shape))
-    facts = SpanFigures(
+        counts = sparse.csr_matrix((ones, (cell[called], gene[called])), shape=shape)
+        for window, batch in _windows(counts):
+            windows.append(window)
+            file.write_batch(batch)
+    return SpanFigures(
         n_transcripts=n_transcripts,
         n_low_quality=n_low_quality,
         n_unassigned=n_unassigned,
         by_category=dict(zip(CATEGORY_NAMES, tally.tolist(), strict=True)),
-        windows=tuple(window for window, _ in windows),
+        windows=tuple(windows),
     )
-    schema = _SCHEMA.with_metadata({_FIGURES: facts.model_dump_json()})
-    with (
-        written_aside(_file(tallying.kept, span)) as path,
-        pa.ipc.new_file(str(path), schema) as file,
-    ):
-        for _, batch in windows:
-            file.write_batch(batch)
-    return span.name
 
 
 def is_tallied(kept: Path, span: Span) -> bool:
-    return _file(kept, span).exists()
+    return _facts(kept, span).exists()
 
 
 def _file(kept: Path, span: Span) -> Path:
     return kept / f"{span.name}.arrow"
+
+
+def _facts(kept: Path, span: Span) -> Path:
+    return kept / f"{span.name}.json"
 
 
 def _windows(counts: sparse.csr_matrix) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -181,7 +189,7 @@ class Tallies:
             # Not mapped into memory, where it would count as this process's.
             source = stack.enter_context(pa.OSFile(str(_file(tallying.kept, span))))
             reader = pa.ipc.open_file(source)
-            facts = SpanFigures.model_validate_json(reader.schema.metadata[_FIGURES.encode()])
+            facts = read_record(_facts(tallying.kept, span), SpanFigures)
             self.figures.append(facts)
             for place, window in enumerate(facts.windows):
                 self._parts.setdefault(window, []).append((reader, place))
