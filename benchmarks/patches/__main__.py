@@ -24,6 +24,8 @@ from pairing.slide import open_slide
 
 MAX_TIMES_THE_PARTS, MAX_REDECODED = 1.25, 0.15
 N_ONE_BY_ONE = 40
+# Of the cells: patches that overlap less share less.
+FEWER = (0.6, 0.3)
 
 
 def main() -> int:
@@ -81,6 +83,11 @@ def _patches(
     for what in ("decode", "resize", "encode"):
         some = median(getattr(each, f"{what}_s") for each in alone)
         limits.told(f"{what} alone, µs a patch", f"{some / n * 1e6:.0f}")
+    for fewer in FEWER:
+        some = centres_px[: round(n * fewer)]
+        stage, _, _ = _stage(out / "of-fewer", path, some)
+        ratio = stage / parts.parts_alone(path, image, some)[0].total_s
+        limits.told(f"stage / its parts alone, of {fewer:.0%} of the cells", f"{ratio:.2f}")
     few = centres_px[:: n // N_ONE_BY_ONE]
     limits.told("one by one by tifffile, ms a patch", f"{parts.by_tifffile(path, few):.1f}")
     limits.told("one by one by spatialdata, ms a patch", f"{parts.by_spatialdata(path, few):.1f}")
@@ -88,7 +95,7 @@ def _patches(
 
 def _stage(out: Path, path: Path, centres_px: Points) -> tuple[float, float, dict[str, Any]]:
     """Seconds of the processor and of the clock, and the figures of the stage."""
-    kept = out.with_name("patches-kept")
+    kept = out.with_name(f"{out.name}-kept")
     for folder in (out, kept):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
