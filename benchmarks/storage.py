@@ -155,8 +155,8 @@ def _reading(limits: Limits, out: Path, n_samples: int) -> None:
 
 
 def _epoch(root: Location) -> float:
-    started_s, n = time.monotonic(), 0
     stream = read_stream([root], "train")
+    started_s, n = time.monotonic(), 0
     order = stream.order(0, reading="block", pieces=PIECES, piece_samples=PIECE_SAMPLES)
     with stream.reader("block", piece_samples=PIECE_SAMPLES, cache_bytes=2 << 30) as reader:
         starts = range(0, order.n, BATCH)
@@ -175,9 +175,10 @@ def _plain(remote: RemotePath) -> float:
     """The tars in ranges of the pieces' size, by s3fs alone."""
     import s3fs
 
-    started_s = time.monotonic()
     client = s3fs.S3FileSystem(use_listings_cache=False)
-    for name, facts in remote.files().items():
+    there = remote.files()
+    started_s = time.monotonic()
+    for name, facts in there.items():
         if name.endswith(".tar"):
             size = facts.st_size * PIECE_SAMPLES // 1000
             for start in range(0, facts.st_size, size):

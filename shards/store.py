@@ -43,7 +43,10 @@ T = TypeVar("T")
 _UPLOADS: Final = 4
 # Texts of a working copy, by folder: what other runs of `curate` need to know, and people read.
 _TEXTS: Final = {"": (".json", ".jsonl", ".toml"), "logs": (".log",), "report": (".html", ".says")}
-_PULLED_PAGES: Final = ("report/index.html", "report/.says")
+_SAYS: Final = "report/.says"  # what the pages were written of
+_PULLED_PAGES: Final = ("report/index.html", _SAYS)
+# What must not outlive its removal there; a memory of hashes may.
+_GONE_TOO: Final = (POINTER_FILE, "cellpair.json")
 _GROWING: Final = (".jsonl", ".log")  # by appending: the longer one has more
 
 
@@ -121,6 +124,7 @@ class RemoteStore(Store):
             found = (self.remote / folder if folder else self.remote).files(depth=1)
             names = {f"{folder}/{name}" if folder else name: facts for name, facts in found.items()}
             there |= {n: f for n, f in names.items() if n.endswith(suffixes)}
+        says = self._text(_SAYS)
         pages = {n for n in there if n.startswith("report/")} - set(_PULLED_PAGES)
         for name in there.keys() - pages:
             path = self.root / name
@@ -129,9 +133,11 @@ class RemoteStore(Store):
             data = (self.remote / name).read_bytes()
             write_atomically(path, data)
             self._saved[name] = sha256_of(path)
-        for path in self.root.glob("*.json"):  # of what was removed there
-            if path.name not in there:
-                path.unlink()
+        for name in (*_GONE_TOO, *_PULLED_PAGES):
+            if name not in there:
+                (self.root / name).unlink(missing_ok=True)
+        if says is not None and self._text(_SAYS) == says:  # the pages here are those there
+            self._saved |= {n: sha256_of(self.root / n) for n in pages if self._text(n) is not None}
         return self.remote.names()
 
     def claim(self, name: str, data: bytes) -> None:
@@ -204,8 +210,9 @@ class RemoteStore(Store):
             paths = sorted((self.root / folder).glob("*"))
             for path in paths:
                 name = path.relative_to(self.root).as_posix()
-                if path.is_file() and name.endswith(suffixes) and name != POINTER_FILE:
-                    self._put(name)
+                if not path.is_file() or not name.endswith(suffixes) or name == POINTER_FILE:
+                    continue
+                self._put(name)
 
     def release(self) -> None:
         for entry in self._held.values():
@@ -214,6 +221,12 @@ class RemoteStore(Store):
 
     def told(self, path: Path) -> str:
         return str(self._behind(path))
+
+    def _text(self, name: str) -> bytes | None:
+        try:
+            return (self.root / name).read_bytes()
+        except FileNotFoundError:
+            return None
 
     def _behind(self, path: Path) -> RemotePath:
         return self.remote / path.relative_to(self.root).as_posix()

@@ -89,11 +89,16 @@ def test_a_curation_behind_a_url_has_the_bytes_of_one_in_a_folder(
     assert secret not in told.out + told.err
     assert not [name for name, data in content.items() if secret.encode() in data]
 
+    s3.clear()
+    assert curate(tmp_path, simulated, out=bucket) == 0
+    put = {path.rpartition("/")[2] for method, path in s3.requests if method == "PUT"}
+    assert put <= {"cellpair.json", "history.jsonl", "r1.log", "curate.log"}
+
     # Another machine finds all of it: nothing of runs or datasets is put again, no slide is read.
     monkeypatch.setenv("CELLPAIR_CACHE", str(tmp_path / "another machine"))
     s3.clear()
     assert curate(tmp_path, simulated, out=bucket) == 0
-    assert len(objects(bucket)["history.jsonl"].splitlines()) == 2
+    assert len(objects(bucket)["history.jsonl"].splitlines()) == 3
     put = [path for method, path in s3.requests if method == "PUT"]
     assert not [path for path in put if "/runs/" in path or "/datasets/" in path]
     got = [path for method, path in s3.requests if method == "GET" and path.endswith(".tar")]

@@ -97,6 +97,7 @@ def test_a_moment_without_a_network_only_takes_time(
     timers[0].join()
 
 
+@pytest.mark.slow
 def test_a_store_that_stays_away_is_named(
     there: RemotePath, s3: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:

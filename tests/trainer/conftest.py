@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from shards.remote import Location
 from shards.schema import Split
 from tests.shards.tiny import write_tiny_dataset
 from trainer.config import TrainConfig, read_config
@@ -33,7 +34,7 @@ TinyConfig = Callable[..., TrainConfig]
 
 
 def write_config(
-    folder: Path, dataset: Path, out: str, steps: int, **sections: dict[str, Any]
+    folder: Path, dataset: Location, out: str, steps: int, **sections: dict[str, Any]
 ) -> Path:
     """`folder/OUT.toml`: TINY with other values in its sections."""
     lines = ['preset = "small"', f'data = "{dataset}"']
