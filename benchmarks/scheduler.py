@@ -230,10 +230,10 @@ def main() -> int:
     parser.add_argument("what", choices=("overhead", "corpus"))
     parser.add_argument("--figures", type=Path, help="as `benchmarks.scale full` leaves them")
     parser.add_argument("--workers", type=int, default=200)
-    parser.add_argument("--runs", type=int, default=100)
+    parser.add_argument("--runs", type=int, default=32)
     parser.add_argument("--runs-at-once", type=int, nargs="+", default=(1, 4, 16))
     parser.add_argument("--driver-share", type=float, default=1.0, help="0: the scheduler alone")
-    parser.add_argument("--speed", type=float, default=10.0)
+    parser.add_argument("--speed", type=float, default=1.0)
     args = parser.parse_args()
     runs = []
     if args.figures is not None:
