@@ -109,16 +109,13 @@ class Cost:
             n_files=math.ceil(sum(r.n_files for r in measured.rates) * n_cells),
         )
 
-    def wall_hours(self, n_workers: int, runs_at_once: int) -> float:
-        """Hours on so many workers.
+    def wall_hours(self, n_workers: int, n_drivers: int) -> float:
+        """Hours on so many workers, with so many cores for what only drivers do.
 
-        One run after the other keeps the workers waiting while the driver is at work; several at
-        once keep the driver and the workers busy at a time. The driver is taken for one core.
+        Runs at once and in turn keep both busy, so that the slower of the two decides.
         """
         of_workers = (sum(self.core_hours.values()) - self.driver_hours) / n_workers / UTILISATION
-        if runs_at_once == 1:
-            return of_workers + self.driver_hours
-        return max(of_workers, self.driver_hours)
+        return max(of_workers, self.driver_hours / n_drivers)
 
 
 def print_rates(measured: Measured) -> None:
@@ -139,7 +136,7 @@ def print_rates(measured: Measured) -> None:
     print(f"| all | {total_s * 1e3:.2f} | {1 / total_s:,.0f} | | {total_bytes / 1e3:.2f} |")
 
 
-def print_costs(costs: Sequence[Cost], workers: Sequence[int]) -> None:
+def print_costs(costs: Sequence[Cost], workers: Sequence[int], drivers: Sequence[int]) -> None:
     rows = [
         ("cells", [f"{c.n_cells:,}" for c in costs]),
         ("runs", [f"{c.n_runs:,}" for c in costs]),
@@ -161,9 +158,9 @@ def print_costs(costs: Sequence[Cost], workers: Sequence[int]) -> None:
         ("artifacts, TB", [f"{sum(c.output_tb.values()):.2f}" for c in costs]),
         ("files", [f"{c.n_files:,}" for c in costs]),
         *(
-            (f"hours, {n} workers, {words}", [f"{c.wall_hours(n, at_once):.2f}" for c in costs])
+            (f"hours, {n} workers, driver cores: {m}", [f"{c.wall_hours(n, m):.2f}" for c in costs])
             for n in workers
-            for at_once, words in ((1, "one run after the other"), (2, "several at once"))
+            for m in drivers
         ),
     ]
     print(f"\n| | {' | '.join(f'{c.n_pairs:,} pairs' for c in costs)} |")
@@ -179,11 +176,12 @@ def main() -> None:
     parser.add_argument("--figures", type=Path, required=True)
     parser.add_argument("--pairs", type=int, nargs="+", default=[20_000_000, 100_000_000])
     parser.add_argument("--workers", type=int, nargs="+", default=[16, 64, 200])
+    parser.add_argument("--drivers", type=int, nargs="+", default=[1, 8], help="cores")
     args = parser.parse_args()
     figures = [CurationFigures.model_validate(f) for f in json.loads(args.figures.read_text())]
     measured = Measured.of(max(figures, key=lambda f: f.n_cells))
     print_rates(measured)
-    print_costs([Cost.of(measured, n) for n in args.pairs], args.workers)
+    print_costs([Cost.of(measured, n) for n in args.pairs], args.workers, args.drivers)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,12 @@
     python -m benchmarks.scheduler corpus --figures FULL.json [--runs-at-once N …]
 
 `overhead`: what a block that does nothing costs, with arguments as large as real ones', on one
-and on two local workers, and the share of that in the blocks that were measured. `corpus`: the
-block map of `flows` on a scheduler process and 200 workers in a few more (each worker a thread),
-several runs at once. Runs are those of `python -m benchmarks.scale full`, with the seconds that a
-run keeps the driver for between its maps. Everything is `--speed` times as fast as measured, so
-that the scheduler has as many times the blocks a second to place.
+and on two workers, and the share of that in the blocks that were measured. `corpus`: the block map
+of `flows` on a scheduler process and 200 workers in a few more (each worker a thread), several runs
+at once. Runs are those of `python -m benchmarks.scale full`; a block sleeps as long as it kept its
+core, and between its maps a run sleeps as long as it kept the driver's, as if each run at once had
+a core of the driver. Everything is `--speed` times as fast as measured, so that the scheduler has
+as many times the blocks a second to place.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def measure_overhead(limits: Limits, runs: Sequence[CurationFigures]) -> None:
                 each_s = (time.perf_counter() - start_s) / N_NOTHINGS
                 told = ["–", "–"]
                 if name in kinds and kinds[name].n > 1:
-                    real_s = median(kinds[name].seconds)
+                    real_s = median(kinds[name].cpu_s)
                     # While all workers are busy one of them waits for each block that is placed.
                     share = each_s * n_workers / real_s
                     worst = max(worst, share)
@@ -96,11 +97,12 @@ class Corpus:
     run: CurationFigures
     n_runs: int
     speed: float
+    driver_share: float  # of the driver's measured time
 
     @property
     def block_s(self) -> float:
         """Seconds of sleep in all blocks."""
-        of_run = sum(sum(t.seconds) for stage in self.run.stages for t in stage.tasks)
+        of_run = sum(sum(t.cpu_s) for stage in self.run.stages for t in stage.tasks)
         return of_run * self.n_runs / self.speed
 
     @property
@@ -111,12 +113,12 @@ class Corpus:
     def driver_s(self) -> float:
         """Seconds of the driver for all runs."""
         of_run = sum(stage.driver_cpu_s for stage in self.run.stages)
-        return of_run * self.n_runs / self.speed
+        return of_run * self.n_runs / self.speed * self.driver_share
 
     def drive(self, blocks: BlockMap, number: int) -> None:
         """One run: its stages in order, each the driver's part and then its maps."""
         for stage in self.run.stages:
-            time.sleep(stage.driver_cpu_s / self.speed)
+            time.sleep(stage.driver_cpu_s / self.speed * self.driver_share)
             # Windows and the blocks that wait for them are under way together, as one map.
             fakes = [fake for task in stage.tasks for fake in self._fakes(task)]
             random.Random(number).shuffle(fakes)
@@ -125,7 +127,7 @@ class Corpus:
 
     def _fakes(self, task: TaskFigures) -> Iterator[Fake]:
         carried = random.Random(0).randbytes(task.argument_bytes)
-        for seconds in task.seconds:
+        for seconds in task.cpu_s:
             yield Fake(seconds / self.speed, carried, task.result_bytes)
 
 
@@ -228,9 +230,10 @@ def main() -> int:
     parser.add_argument("what", choices=("overhead", "corpus"))
     parser.add_argument("--figures", type=Path, help="as `benchmarks.scale full` leaves them")
     parser.add_argument("--workers", type=int, default=200)
-    parser.add_argument("--runs", type=int, default=100)
+    parser.add_argument("--runs", type=int, default=32)
     parser.add_argument("--runs-at-once", type=int, nargs="+", default=(1, 4, 16))
-    parser.add_argument("--speed", type=float, default=10.0)
+    parser.add_argument("--driver-share", type=float, default=1.0, help="0: the scheduler alone")
+    parser.add_argument("--speed", type=float, default=1.0)
     args = parser.parse_args()
     runs = []
     if args.figures is not None:
@@ -240,7 +243,7 @@ def main() -> int:
         measure_overhead(limits, runs)
     else:
         largest = max(runs, key=lambda run: run.n_cells)
-        corpus = Corpus(largest, args.runs, args.speed)
+        corpus = Corpus(largest, args.runs, args.speed, args.driver_share)
         drive_corpus(limits, corpus, args.workers, args.runs_at_once)
     print("ok" if limits.met else "NOT MET")
     return 0 if limits.met else 1

@@ -15,6 +15,7 @@ class TaskFigures(Record):
     name: str
     n: int
     seconds: tuple[float, ...]  # of each, in the worker
+    cpu_s: tuple[float, ...]  # the same, of its process: less where a machine is shared
     argument_bytes: int
     result_bytes: int
 

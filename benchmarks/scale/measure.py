@@ -44,17 +44,19 @@ class Done:
 
     result: Any
     seconds: float
+    cpu_s: float
 
 
 def timed(fn: Callable[[Any], Any], item: Any) -> Done:
-    start_s = time.perf_counter()
+    start_s, start_cpu_s = time.perf_counter(), time.process_time()
     result = fn(item)
-    return Done(result, time.perf_counter() - start_s)
+    return Done(result, time.perf_counter() - start_s, time.process_time() - start_cpu_s)
 
 
 @dataclass(slots=True)
 class _Kind:
     seconds: list[float] = field(default_factory=list)
+    cpu_s: list[float] = field(default_factory=list)
     argument_bytes: int = 0
     result_bytes: int = 0
 
@@ -80,6 +82,7 @@ class TimedMap:
                 name=name,
                 n=len(kind.seconds),
                 seconds=tuple(kind.seconds),
+                cpu_s=tuple(kind.cpu_s),
                 argument_bytes=kind.argument_bytes,
                 result_bytes=kind.result_bytes,
             )
@@ -99,6 +102,7 @@ class TimedMap:
 
         for done in blocks(partial(timed, fn), _Noted(items, note)):
             kind.seconds.append(done.seconds)
+            kind.cpu_s.append(done.cpu_s)
             kind.result_bytes = max(kind.result_bytes, len(cloudpickle.dumps(done.result)))
             yield done.result
 
@@ -212,8 +216,11 @@ class Stages:
         return built
 
 
-def _nothing(item: int) -> int:
-    time.sleep(0.2)  # so that every worker gets some
+def _with_libraries(item: int) -> int:
+    """Import what every stage needs: the start of processes is no part of a long run."""
+    import segmentation.segment  # noqa: F401
+
+    time.sleep(0.5)  # so that every worker gets some
     return item
 
 
@@ -240,8 +247,8 @@ def measure(
     runtime = Runtime(workers=n_workers, device=device)
     claim_out(config.out, config.name, config.split.withdrawn_names)
     with scratch(config.out), BlockMap(runtime) as cluster, peaks.watching():
-        # The start of workers is no part of a long run.
-        list(cluster(_nothing, range(4 * n_workers)))
+        _with_libraries(0)
+        list(cluster(_with_libraries, range(4 * n_workers)))
         blocks = TimedMap(cluster)
         calls = Stages(blocks, peaks)
         start_s = time.perf_counter()

@@ -37,10 +37,10 @@ def test_costs_of_a_corpus_are_those_of_its_cells() -> None:
     assert cost.driver_hours == pytest.approx(1.0)
     assert cost.input_tb == pytest.approx(0.004)
     assert cost.output_tb == pytest.approx({"cells": 5e-6, "patches": 2e-5})
-    # Ten hours of blocks at a utilisation of 0.9, before and after the driver's hour, or beside it.
-    assert cost.wall_hours(10, 1) == pytest.approx(1 / 0.9 + 1)
-    assert cost.wall_hours(10, 2) == pytest.approx(1 / 0.9)
-    assert cost.wall_hours(100, 2) == pytest.approx(1.0)
+    # Ten hours of blocks at a utilisation of 0.9, beside one of the driver.
+    assert cost.wall_hours(10, 1) == pytest.approx(1 / 0.9)
+    assert cost.wall_hours(100, 1) == pytest.approx(1.0)
+    assert cost.wall_hours(100, 20) == pytest.approx(0.1 / 0.9)
     # 2000 cells a mm²: 500 mm², in windows of 51.2 µm.
     assert cost.gpu_hours == pytest.approx(500 / 0.0512**2 * 0.728 / 124.8 / 3600, rel=0.01)
 

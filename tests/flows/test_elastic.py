@@ -22,7 +22,7 @@ from flows.cluster import BlockMap, Runtime
 from flows.workers import Crew
 from segmentation.maps import Tasks
 
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 
 
 def slept(folder: Path, seconds: float, item: int) -> tuple[int, int]:
@@ -126,12 +126,15 @@ def test_a_cluster_grows_by_demand_and_shrinks_in_the_middle(begun: Path) -> Non
         local,
         BlockMap(Runtime(scheduler=local.scheduler_address)) as blocks,
     ):  # fmt: skip
-        local.adapt(minimum=0, maximum=3, interval="100ms", target_duration="1s", wait_count=2)
+        adaptive = local.adapt(
+            minimum=0, maximum=3, interval="100ms", target_duration="1s", wait_count=2
+        )
         grown = blocks(partial(slept, begun, 0.05), list(range(150)))
         n_workers = [len(local.scheduler.workers) for _ in grown]
         assert (len(n_workers), max(n_workers)) == (150, 3)
         wait_until(lambda: not local.scheduler.workers)
         # From none again; and told to shrink while blocks are under way.
+        adaptive.stop()
         local.scale(3)
         done = []
         for item, _ in blocks(partial(slept, begun, 0.02), list(range(90))):
