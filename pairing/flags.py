@@ -37,18 +37,27 @@ class Thresholds(Record):
     torn_above: float = Field(default=0.2, ge=0, le=1)
 
 
-def with_flags(patches: pd.DataFrame, cells_um: Points, thresholds: Thresholds) -> pd.DataFrame:
+def with_flags(
+    patches: pd.DataFrame,
+    cells_um: Points,
+    thresholds: Thresholds,
+    donor: npt.NDArray[np.int32] | None = None,
+) -> pd.DataFrame:
     """The index of the patches with QUALITY_COLUMNS and a column for every flag.
 
-    `cells_um` (n, 2) are the places of the patches' cells in the Xenium frame. `dark_ratio` is
-    `dark_od` relative to the median of the run's patches, `glass_share` the share of the cells
-    around, in the Xenium frame, that lie on glass on the slide. A score that can't be told, NaN,
-    flags nothing.
+    `cells_um` (n, 2) are the places of the patches' cells in the Xenium frame, `donor` (n,) the
+    numbers of their donors in a run of several. `dark_ratio` is `dark_od` relative to the median of
+    the donor's patches in the run, `glass_share` the share of the donor's cells around, in the
+    Xenium frame, that lie on glass on the slide: what is told of a cell is the same whoever else is
+    withdrawn. A score that can't be told, NaN, flags nothing.
     """
     scores = patches[list(SCORES)].astype(np.float64)
-    told = scores["dark_od"].dropna()
-    dark_ratio = scores["dark_od"] / (told.median() if len(told) else np.nan)
-    glass_share = _glass_share(cells_um, scores["centre_tissue"].to_numpy())
+    donor = np.zeros(len(patches), np.int32) if donor is None else donor
+    dark_ratio = scores["dark_od"] / scores["dark_od"].groupby(donor).transform("median")
+    glass_share = np.full(len(patches), np.nan)
+    for number in np.unique(donor).tolist():
+        of = np.flatnonzero(donor == number)
+        glass_share[of] = _glass_share(cells_um[of], scores["centre_tissue"].to_numpy()[of])
     return patches.assign(
         dark_ratio=dark_ratio,
         glass_share=glass_share,

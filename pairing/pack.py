@@ -109,8 +109,9 @@ def write_shard_set(
     )
     errors = np.nan if error_um is None else cells["cell_id"].map(error_um)
     cells = cells.assign(registration_error_um=errors)
+    donor_names, donor = as_numbers(cells["donor"].to_numpy())
     cells_um = cells.loc[patches.index, ["x_um", "y_um"]].to_numpy()
-    patches = with_flags(patches, cells_um, config.filters)
+    patches = with_flags(patches, cells_um, config.filters, donor[patches.index])
     kept_rows, totals = select(
         cells, patches, config.filters, registered=error_um is not None, segmented=segmented
     )
@@ -123,7 +124,6 @@ def write_shard_set(
         )
     cell_id = cells["cell_id"].to_numpy()
     check_cell_ids(config.run, cell_id[kept_rows], set())
-    donor_names, donor = as_numbers(cells["donor"].to_numpy())
     order = in_hashed_order(kept_rows, donor, cell_id, config.run)
     jpeg_bytes = patches["size"].reindex(order).to_numpy()
     sizes = tar_bytes(order, jpeg_bytes, open_counts(cells_folder)[0], neighbors, donor)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from pairing.simulate import SimulationParams, simulate
 from shards.remote import _filesystem
@@ -21,6 +22,9 @@ def pytest_configure() -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # How long an example takes says how busy the machine is.
+    settings.register_profile("cellpair", deadline=None)
+    settings.load_profile("cellpair")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,11 +43,17 @@ class QualityParts:
 
 
 def quality_parts(
-    patches_folder: Path, cells_um: Points, filters: Filters, totals: Totals
+    patches_folder: Path,
+    cells_um: Points,
+    filters: Filters,
+    totals: Totals,
+    n_flagged: Mapping[str, int],
 ) -> QualityParts:
     """Read from the patches' index; examples are spread evenly over the flagged ones.
 
-    `cells_um` (n, 2) are the places of all cells of the run, in the Xenium frame.
+    `cells_um` (n, 2) are the places of all cells of the run, in the Xenium frame; `n_flagged` is
+    how many patches bear each flag. In a run of several donors charts and examples are by what is
+    usual in the run, and not with each of them.
     """
     index = pq.read_table(patches_folder / INDEX_FILE).to_pandas()
     patches = with_flags(index, cells_um[index["row"]], filters)
@@ -55,8 +62,8 @@ def quality_parts(
         "damaged_tile": "a place of the file that does not decode, is black or stands there twice",
         "blurred": f"sharpness below {filters.blurred_below:g}",
         "pen": f"more than {filters.pen_above:.1%} of it under ink",
-        "fold": f"darker than {filters.fold_above:g} times what is usual in the run",
-        "torn": f"more than {filters.torn_above:.0%} of the cells around lie on glass",
+        "fold": f"darker than {filters.fold_above:g} times what is usual with its donor in the run",
+        "torn": f"more than {filters.torn_above:.0%} of its donor's cells around lie on glass",
     }
     reader = PatchReader(patches_folder)
     try:
@@ -64,7 +71,7 @@ def quality_parts(
             FlagRow(
                 flag=flag,
                 rule=rules[flag],
-                n_cut=int(patches[flag].sum()),
+                n_cut=n_flagged[flag],
                 n_kept=totals.noted[NOTE_OF_FLAG + flag],
                 is_dropped=flag in filters.drop_flags,
                 examples=_examples(reader, patches[patches[flag]]),

@@ -158,6 +158,7 @@ def run_page(
             table[["x_um", "y_um"]].to_numpy(),
             config.filters,
             manifest.totals,
+            built["shards"].summary["n_flagged"],
         ),
         damage=read_record(
             built["patches"].folder / patch_blocks.DAMAGE_FILE, patch_blocks.DamageReport

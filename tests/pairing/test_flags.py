@@ -62,6 +62,16 @@ def test_a_tear_is_told_by_the_cells_around() -> None:
     assert found["torn"].tolist() == [i == 4 for i in range(9)]
 
 
+def test_what_is_told_of_one_donor_is_the_same_without_the_others() -> None:
+    index = patches(dark_od=[0.4, 0.9, 0.4, 1.2, 0.8], centre_tissue=[1.0, 0.0, 1.0, 0.0, 1.0])
+    donor = np.array([0, 1, 0, 1, -1], np.int32)
+    among = with_flags(index, line(5), Thresholds(), donor)
+    for number in (0, 1, -1):
+        of = donor == number
+        alone = with_flags(index[of], line(5)[of], Thresholds())
+        pd.testing.assert_frame_equal(among[of], alone)
+
+
 def test_a_cell_whose_middle_tells_nothing_counts_for_none() -> None:
     found = with_flags(patches(centre_tissue=[0.0, NAN, 1.0]), line(3), Thresholds())
     assert found["glass_share"].tolist() == pytest.approx([0.5, NAN, 0.5], nan_ok=True)
