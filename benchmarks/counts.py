@@ -259,7 +259,7 @@ def _nuclei(folder: Path, bundle: Path) -> pa.Table:
     table = pq.read_table(folder / "base" / "outs" / "transcripts.parquet", columns=["x_location"])
     width_um = _width_um(table)
     n_copies = pq.read_metadata(bundle / "cells.parquet").num_rows // N_CELLS
-    aside = [Affine.of([[1, 0, k * width_um], [0, 1, 0], [0, 0, 1]]) for k in range(n_copies)]
+    aside = [Affine.similarity(1.0, 0.0, (k * width_um, 0.0)) for k in range(n_copies)]
     copies = [shapely.transform(outlines, moved) for moved in aside]
     all_um: npt.NDArray[np.object_] = np.concatenate(copies)
     centres = shapely.get_coordinates(shapely.centroid(all_um))
