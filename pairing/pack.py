@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from pairing.annotations import donors_of_cells, labels_of_cells
 from pairing.cells import NEIGHBORS_FILE, PANEL_FILE, open_counts, read_cells
 from pairing.flags import FLAGS, QUALITY_COLUMNS, Flag, Thresholds, with_flags
 from pairing.geometry import Points, Transform
-from pairing.pack_plan import as_numbers, in_hashed_order, plan_shards, tar_bytes
+from pairing.pack_plan import Rows, as_numbers, in_hashed_order, plan_shards, tar_bytes
 from pairing.pack_samples import MapTasks, RunTables, ShardTasks, read_shard_info, write_task
 from pairing.patches import INDEX_FILE
 from shards.artifact import link_or_copy, tell_found, write_atomically
@@ -32,6 +32,7 @@ from shards.schema import (
     PatchSpec,
     Record,
     RunId,
+    ShardInfo,
     Totals,
 )
 from shards.write import MANIFEST_FILE, check_cell_ids, shard_name
@@ -130,7 +131,6 @@ def write_shard_set(
     cuts = plan_shards(
         donor[order], sizes, max_samples=config.max_samples, max_bytes=config.max_bytes
     )
-    names = [shard_name(config.run, donor_names[cut.donor], cut.number) for cut in cuts]
     tables = RunTables(
         same={
             "run": config.run,
@@ -146,22 +146,12 @@ def write_shard_set(
         neighbors=neighbors,
         image_um=image_px * image_mpp,
     )
-    left = [
-        (name, order[cut.start : cut.stop])
-        for name, cut in zip(names, cuts, strict=True)
-        if read_shard_info(kept, name) is None
+    shards = [
+        (shard_name(config.run, donor_names[cut.donor], cut.number), order[cut.start : cut.stop])
+        for cut in cuts
     ]
-    tell_found(len(names) - len(left), len(names))
     write = partial(write_task, kept, cells_folder, patches_folder)
-    for _ in map_tasks(write, ShardTasks(left, tables)):
-        pass
-    infos = []
-    for name in names:
-        info = read_shard_info(kept, name)
-        assert info is not None, name
-        infos.append(info)
-        for suffix in (".tar", ".parquet"):
-            link_or_copy(kept / f"{name}{suffix}", out / f"{name}{suffix}")
+    infos = _written(out, kept, shards, tables, partial(map_tasks, write))
     manifest = Manifest(
         run=config.run,
         source_id=config.source_id,
@@ -170,7 +160,7 @@ def write_shard_set(
         panel_id=panel.panel_id,
         patch=spec,
         totals=totals,
-        shards=tuple(infos),
+        shards=infos,
     )
     write_atomically(out / MANIFEST_FILE, manifest.model_dump_json(indent=1).encode())
     return {
@@ -178,6 +168,28 @@ def write_shard_set(
         "n_cells_of_donor": n_cells_of_donor,
         "n_flagged": {flag: int(patches[flag].sum()) for flag in FLAGS},
     }
+
+
+def _written(
+    out: Path,
+    kept: Path,
+    shards: Sequence[tuple[str, Rows]],
+    tables: RunTables,
+    write_all: Callable[[ShardTasks], Iterable[str]],
+) -> tuple[ShardInfo, ...]:
+    """The shards in `out`, by name and rows: those that `kept` lacks are written there first."""
+    left = [(name, rows) for name, rows in shards if read_shard_info(kept, name) is None]
+    tell_found(len(shards) - len(left), len(shards))
+    for _ in write_all(ShardTasks(left, tables)):
+        pass
+    infos = []
+    for name, _ in shards:
+        info = read_shard_info(kept, name)
+        assert info is not None, name
+        infos.append(info)
+        for suffix in (".tar", ".parquet"):
+            link_or_copy(kept / f"{name}{suffix}", out / f"{name}{suffix}")
+    return tuple(infos)
 
 
 def _annotated(
