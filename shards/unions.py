@@ -87,7 +87,7 @@ def names_that_differ(panels: Iterable[Panel]) -> list[str]:
         for species, ensembl, names in twice
     ]
     lines += [
-        f"{species}: {symbol} is {_listed(found)}: genes of their own"
+        f"{species}: {_listed([symbol])} is {_listed(found)}: genes of their own"
         for (species, symbol), found in ids.items()
         if len(found) > 1
     ]
@@ -95,4 +95,5 @@ def names_that_differ(panels: Iterable[Panel]) -> list[str]:
 
 
 def _listed(names: Iterable[str]) -> str:
-    return " and ".join(sorted(names))
+    # A symbol may hold anything; a line of a log is one line.
+    return " and ".join(n if n.isprintable() else repr(n) for n in sorted(names))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from flows import pipeline
@@ -311,6 +312,23 @@ def test_one_bundle_under_two_donors(two: Path, caplog: pytest.LogCaptureFixture
     )
     assert list((two / "out" / "runs").iterdir()) == [two / "out" / "runs" / "good"]
     assert not (two / "out" / "dataset.json").exists()
+
+
+def test_one_bundle_that_files_part_in_two_ways(
+    two: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cells = pq.read_table(two / "a" / "outs" / "cells.parquet")["cell_id"].to_pylist()
+    for name, n in (("he", 100), ("dapi", 103)):
+        rows = [f"{cell},{'D1' if i < n else 'P right'}" for i, cell in enumerate(cells)]
+        (two / f"{name}.csv").write_text("\n".join(["cell_id,donor", *rows]))
+    he = he_run("he", "D", "a").replace('donor = "D"', 'donors = "he.csv"')
+    dapi = '[[runs]]\nid = "dapi"\nxenium = "a/outs"\nimage = "morphology"\ndonors = "dapi.csv"\n'
+    assert curate(two, he, dapi, more='[split]\naliases = { P = ["P right"] }\n') == 2
+    assert "he: failed: run he, xenium = " in caplog.text
+    assert "dapi: failed: run dapi, xenium = " in caplog.text
+    assert f"3 of 300 cells have other donors, the first is {min(cells[100:103])}" in caplog.text
+    assert "'P' and 'D1'" in caplog.text
+    assert not list(two.glob("out/runs/*/shards"))
 
 
 def test_two_runs_overlap_on_one_slide(two: Path, caplog: pytest.LogCaptureFixture) -> None:

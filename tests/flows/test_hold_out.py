@@ -88,10 +88,10 @@ id = "other"
 source_id = "S1"
 xenium = "other/outs"
 image = "morphology"
-donor = "Q"
+donor = "D-2"
 """
 ALIASES = 'aliases = { P = ["P left", "P right"] }'
-ASSIGN = 'assign = { Q = "train" }'
+ASSIGN = 'assign = { D-2 = "train" }'
 
 
 def config_of(folder: Path, split: str) -> CurateConfig:
@@ -122,16 +122,19 @@ def test_whole_donors_of_a_listed_sample_are_in_test_and_check_proves_it(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     out = folder / "out"
-    apart = 'assign = { "P left" = "train", Q = "train", D2 = "val" }'
+    apart = 'assign = { "P left" = "train", D-2 = "train", D2 = "val" }'
     plain = curated(folder, f"{apart}\n{ALIASES}")
     held = curated(folder, f'hold_out = ["hest-bench", "S9"]\n{ASSIGN}\n{ALIASES}')
-    assert plain.donors == {"P right": "train", "D2": "val", "P left": "train", "Q": "train"}
+    assert plain.donors == {"P right": "train", "D2": "val", "P left": "train", "D-2": "train"}
     assert {run.path for run in plain.runs} == {run.path for run in held.runs}
-    assert held.donors == {"P right": "test", "D2": "test", "P left": "test", "Q": "train"}
+    assert held.donors == {"P right": "test", "D2": "test", "P left": "test", "D-2": "train"}
     assert held.hold_out == {"hest-bench": LISTS["hest-bench"], "S9": ("S9",)}
     assert held.held_out == {"D2": ("TENX95",), "P": ("TENX95",)}
     assert [run.source_id for run in held.runs] == ["TENX95", None, "S1"]
     assert "hold_out names source_ids that no run has: S9" in caplog.text
+    alike = "donors 'D-2' and 'D2' are told apart by their names alone: if they are one person, say"
+    assert f'{alike} [split] aliases = {{ "D-2" = ["D2"] }}' in caplog.text
+    assert "'P left'" not in caplog.text
     assert describe(out)["held_out"] == {"D2": ["TENX95"], "P": ["TENX95"]}
     assert validate(out) == []
     # Runs that are not looked at hold their donors out too.
@@ -168,12 +171,12 @@ def test_check_finds_a_held_out_donor_elsewhere(folder: Path) -> None:
 def test_what_contradicts_a_hold_out_is_a_fault(folder: Path) -> None:
     told = {
         'hold_out = ["hest_bench"]': "'hest_bench' is neither a list nor a source_id",
-        'hold_out = ["S1"]\nassign = { Q = "train" }': "sends 'Q' to 'train', but split.hold_out",
+        'hold_out = ["S1"]\nassign = { D-2 = "train" }': "sends 'D-2' to 'train', but split",
     }
     for split, words in told.items():
         with pytest.raises(BadInputs, match=words):
             config_of(folder, split)
-    config_of(folder, 'hold_out = ["S1"]\nassign = { Q = "test" }')
+    config_of(folder, 'hold_out = ["S1"]\nassign = { D-2 = "test" }')
     # Donors by file are known when it is read.
     config = config_of(folder, f'hold_out = ["hest-bench"]\nassign = {{ P = "val" }}\n{ALIASES}')
     words = "sends 'P' to 'val', but split"

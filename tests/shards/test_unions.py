@@ -58,6 +58,10 @@ def test_names_that_differ_are_told() -> None:
         "human: one panel lists ENSG00000000007 as X and X2: one gene, counts add up",
     ]
     assert names_that_differ([SMALL, SMALL, MOUSE]) == []
+    hostile = panel("human", ("A\nERROR", "ENSG00000000001"))
+    assert names_that_differ([SMALL, hostile]) == [
+        "human: ENSG00000000001 is A and 'A\\nERROR': one gene, renamed"
+    ]
 
 
 def with_unions(root: Path) -> tuple[Dataset, dict[str, str]]:
