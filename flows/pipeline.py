@@ -41,6 +41,9 @@ log = logging.getLogger("cellpair")
 
 T = TypeVar("T")
 
+# A registration is one block, on which its run waits and does nothing else.
+_REGISTRATIONS_PER_RUN_AT_ONCE = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Curated:
@@ -97,7 +100,8 @@ def curate(
     under its fingerprint is not made again.
     """
     everything, failures = plan_runs(config, blocks, device=device, call=call, only=only)
-    _each(everything, RunStages.register, runs_at_once, failures)
+    n_registered_at_once = 1 if runs_at_once == 1 else _REGISTRATIONS_PER_RUN_AT_ONCE * runs_at_once
+    _each(everything, RunStages.register, n_registered_at_once, failures)
     planned = _without(everything, failures)
     _add(_overlaps(planned), failures)
     runs = _each(_without(planned, failures), RunStages.finish, runs_at_once, failures)
