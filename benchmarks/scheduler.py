@@ -115,9 +115,14 @@ class Corpus:
         of_run = sum(stage.driver_cpu_s for stage in self.run.stages)
         return of_run * self.n_runs / self.speed * self.driver_share
 
-    def drive(self, blocks: BlockMap, number: int) -> None:
-        """One run: its stages in order, each the driver's part and then its maps."""
+    def drive(self, blocks: BlockMap, registering: bool, number: int) -> None:
+        """One run, as far as its registration or from there on: stages in order.
+
+        Of each the driver's part and then its maps.
+        """
         for stage in self.run.stages:
+            if (stage.stage == "registration") != registering:
+                continue
             time.sleep(stage.driver_cpu_s / self.speed * self.driver_share)
             # Windows and the blocks that wait for them are under way together, as one map.
             fakes = [fake for task in stage.tasks for fake in self._fakes(task)]
@@ -145,10 +150,14 @@ def drive_corpus(limits: Limits, corpus: Corpus, n_workers: int, at_once: Sequen
     best = 0.0
     with _cluster(n_workers, HOSTS) as (address, processes):
         for n in at_once:
-            with _map(address) as blocks, ThreadPoolExecutor(n) as threads:
+            with _map(address) as blocks:
                 list(blocks(slept, [Fake(0.0, b"", 0)] * n_workers))
                 before, start_s = [_cpu_s(p) for p in processes], time.perf_counter()
-                list(threads.map(partial(corpus.drive, blocks), range(corpus.n_runs)))
+                # As `flows.pipeline` does: all registrations first, and more of them at once.
+                for registering, at_a_time in ((True, 1 if n == 1 else 16 * n), (False, n)):
+                    with ThreadPoolExecutor(at_a_time) as threads:
+                        drive = partial(corpus.drive, blocks, registering)
+                        list(threads.map(drive, range(corpus.n_runs)))
                 wall_s = time.perf_counter() - start_s
             spent = [(_cpu_s(p) - b) / wall_s for p, b in zip(processes, before, strict=True)]
             scheduler, driver, *workers = spent
@@ -230,7 +239,7 @@ def main() -> int:
     parser.add_argument("what", choices=("overhead", "corpus"))
     parser.add_argument("--figures", type=Path, help="as `benchmarks.scale full` leaves them")
     parser.add_argument("--workers", type=int, default=200)
-    parser.add_argument("--runs", type=int, default=32)
+    parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--runs-at-once", type=int, nargs="+", default=(1, 4, 16))
     parser.add_argument("--driver-share", type=float, default=1.0, help="0: the scheduler alone")
     parser.add_argument("--speed", type=float, default=1.0)

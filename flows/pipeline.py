@@ -40,6 +40,9 @@ log = logging.getLogger("cellpair")
 
 T = TypeVar("T")
 
+# A registration is one block, on which its run waits and does nothing else.
+_REGISTRATIONS_PER_RUN_AT_ONCE = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Curated:
@@ -107,7 +110,8 @@ def curate(
     everything, failures = plan_runs(
         config, blocks, device=device, call=call, only=only, store=store
     )
-    _each(everything, RunStages.register, runs_at_once, failures)
+    n_registered_at_once = 1 if runs_at_once == 1 else _REGISTRATIONS_PER_RUN_AT_ONCE * runs_at_once
+    _each(everything, RunStages.register, n_registered_at_once, failures)
     planned = _without(everything, failures)
     _add(_overlaps(planned), failures)
     _add(_other_donors(_without(planned, failures)), failures)
