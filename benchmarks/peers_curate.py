@@ -120,8 +120,9 @@ def main() -> None:
         "sopa: transcripts counted in the outlines of cells": lambda: their_step(
             args.peers, "aggregate", str(store)
         ),
+        # It needs torch, which this Python has.
         "spatialdata: tiles of cells from the H&E": lambda: their_step(
-            args.peers, "tiles", outs, slide, alignment
+            sys.executable, "tiles", outs, slide, alignment
         ),
     }
     taken: dict[str, list[Step]] = {}
