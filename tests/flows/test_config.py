@@ -87,7 +87,6 @@ donor = ""
         "runs.1.donor",
     }
     assert "an unknown key" in found["colour"]
-    assert "not there yet" in found["split.hold_out"]
     assert "not a valid path" in found["runs.1.alignment"]
 
 

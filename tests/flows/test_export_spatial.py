@@ -62,6 +62,9 @@ species = "mouse"
 """
 
 
+LONG_AGO = (1e9, 1e9)
+
+
 def curate(config: Path, *only: str) -> Dataset:
     """The stages and the dataset, without the pages of the report."""
     with BlockMap(Runtime(workers=1)) as blocks:
@@ -77,6 +80,8 @@ def curated(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     stretched = SlideParams(mpp=HE_MPP, warp_um=8)
     simulate(folder / "he", SimulationParams(n_cells=250, seed=5, slide=stretched))
     shutil.copytree(simulated / "outs", folder / "dapi")
+    for path in folder.rglob("*"):
+        os.utime(path, LONG_AGO)  # what changed a moment ago is not remembered
     (folder / "curate.toml").write_text(CONFIG, encoding="utf-8")
     curate(folder / "curate.toml")
     return folder
