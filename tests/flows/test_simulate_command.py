@@ -15,12 +15,14 @@ def test_every_option_arrives_in_the_simulation(tmp_path: Path) -> None:
         f"simulate {tmp_path / 's'} --cells 40 --seed 5 --donor-seed 3 --donors 2 --workers 2 "
         "--layout xoa-4.0 --no-cells-zarr --zip --stains --protein --rnd-version "
         "--mpp 1.0 --rotation-deg 30 --mirror --warp-um 5 --tear-um 10 --fold-um 8 "
-        "--missing-um 40 --other-pieces 1 --serial-section --compression jpeg2000"
+        "--missing-um 40 --other-pieces 1 --serial-section --compression jpeg2000 "
+        "--genes 350 --species mouse"
     )
     assert main(command.split()) == 0
     params = json.loads((tmp_path / "s/truth/simulation.json").read_text())["params"]
     assert params == {
         "n_cells": 40, "seed": 5, "donor_seed": 3, "n_donors": 2,
+        "panel": {"n_genes": 350, "species": "mouse"},
         "bundle": {
             "layout": "xoa-4.0", "cells_zarr": False, "zipped": True, "stains": True,
             "protein": True, "rnd_version": True,

@@ -77,6 +77,7 @@ def test_pale_blobs_count_for_less_and_the_darkest_tenth_for_one() -> None:
     assert blobs.weight == pytest.approx([*np.arange(1, 11) / 10, 1.0])
 
 
+@pytest.mark.slow
 def test_another_section_fits_nowhere() -> None:
     pair, other = point_pair(15), point_pair(16)
     fit = replace(pair, he_um=other.he_um, slide_um=other.slide_um).sides
@@ -84,6 +85,7 @@ def test_another_section_fits_nowhere() -> None:
     assert found is None or found.evidence.evidence < 0.05
 
 
+@pytest.mark.slow
 def test_the_next_section_has_no_evidence_at_its_very_place() -> None:
     """The same outline and density, other nuclei."""
     pair = point_pair(17)
@@ -93,7 +95,7 @@ def test_the_next_section_has_no_evidence_at_its_very_place() -> None:
     assert fit is None or fit.evidence.evidence < 0.08
 
 
-@pytest.mark.parametrize("scale", [0.78, 1.31])
+@pytest.mark.parametrize("scale", [pytest.param(0.78, marks=pytest.mark.slow), 1.31])
 def test_a_wrong_pixel_size_is_found(scale: float) -> None:
     pair = point_pair(18, scale=scale)
     fit = pair.sides.found()

@@ -26,9 +26,9 @@ from tests.segmentation.slides import (
 )
 
 WHOLE_PX = 1 << 14
-# Halos are most of the work of small blocks; the rest of the sizes is of the slow tests.
+# Halos are most of the work of small blocks: all sizes but one are of the slow tests.
 BLOCK_PX = (
-    256,
+    pytest.param(256, marks=pytest.mark.slow),
     pytest.param(500, marks=pytest.mark.slow),
     1024,
     pytest.param(2048, marks=pytest.mark.slow),
@@ -120,6 +120,7 @@ def test_the_order_of_windows_and_blocks_makes_no_difference(
     assert bytes_of_parts == data
 
 
+@pytest.mark.slow
 def test_two_workers_one_of_them_lost_make_no_difference(
     picture: Path, whole_picture: Whole, tmp_path: Path
 ) -> None:
@@ -150,6 +151,7 @@ run(Path(sys.argv[1]), Path(sys.argv[2]), block_px=325)
 """
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_ends_with_the_same_nuclei(
     picture: Path, whole_picture: Whole, tmp_path: Path
 ) -> None:

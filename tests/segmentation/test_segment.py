@@ -357,6 +357,7 @@ def test_segment_writes_table_geojson_labels_overview_and_page(
     assert "nuclei per mm² looked at" in page
 
 
+@pytest.mark.slow
 def test_the_label_image_has_a_pyramid_across_blocks_and_chunks(tmp_path: Path) -> None:
     """A slide of several chunks: each level is every second pixel of the one before."""
     rgb, _ = labelled_tile(900_012, 300, 0.5)
