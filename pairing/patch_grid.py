@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,9 @@ from shards.schema import PatchSpec
 # Side of a tile of the grid. Larger ones cost less each, smaller ones waste less where patches
 # are few; a patch has 224 px.
 GRID_TILE_PX = 128
+# So many rows of tiles are made before the patches that end in them are cut and measured: what is
+# measured of the rows above them, which are held for their sake, is measured twice.
+_BAND_TILES = 4
 
 # Tiles as one number: of up to so many in a row, some of which lie left of the slide.
 _KEY_ROW, _KEY_ZERO = 2**32, 2**31
@@ -126,27 +129,32 @@ def rows_of_grid(
     first = corners // GRID_TILE_PX
     last = (corners + grid.size_px - 1) // GRID_TILE_PX
     left = int(first[:, 0].min())
-    n_rows, n_columns = grid.size_px + GRID_TILE_PX, int(last[:, 0].max()) + 1 - left
-    held = np.zeros((n_rows, n_columns * GRID_TILE_PX, 3), np.uint8)
+    n_rows = grid.size_px + _BAND_TILES * GRID_TILE_PX
+    held = np.zeros((n_rows, (int(last[:, 0].max()) + 1 - left) * GRID_TILE_PX, 3), np.uint8)
     # From left to right: what patches share is then still in the processor's cache.
     order = np.lexsort((corners[:, 1], corners[:, 0], last[:, 1]))
     whole_at = last[order, 1]
     rows = columns_by_row(np.concatenate([first, last], axis=1))
-    row_numbers = sorted(rows)
-    for above, row in pairwise([row_numbers[0] - n_rows, *row_numbers]):
-        bottom = (row + 1) * GRID_TILE_PX
-        moved = min((row - above) * GRID_TILE_PX, n_rows)
+    above = None
+    for band, in_band in groupby(sorted(rows), key=lambda row: row // _BAND_TILES):
+        bottom = (band + 1) * _BAND_TILES * GRID_TILE_PX
+        origin = (left * GRID_TILE_PX, bottom - n_rows)
+        moved = n_rows if above is None else min(bottom - above, n_rows)
         held[: n_rows - moved] = held[moved:]
-        fresh = held[n_rows - GRID_TILE_PX :]
-        tiles.drop_above(math.floor((bottom - GRID_TILE_PX) * grid.step - grid.reach_px)
-                         - HOLE_REACH_PX)  # fmt: skip
-        for start, stop in runs_of(rows[row]):
-            box = (start * GRID_TILE_PX, bottom - GRID_TILE_PX, stop * GRID_TILE_PX, bottom)
-            x = (start - left) * GRID_TILE_PX
-            fresh[:, x : x + box[2] - box[0]] = _resampled_run(slide, grid, box, grey_scale)
-        numbers = order[slice(*np.searchsorted(whole_at, (row, row + 1)))]
+        above = bottom
+        for row in in_band:
+            top = row * GRID_TILE_PX
+            seen_from = math.floor(top * grid.step - grid.reach_px)
+            tiles.drop_above(seen_from - HOLE_REACH_PX)
+            for start, stop in runs_of(rows[row]):
+                run = (start * GRID_TILE_PX, top, stop * GRID_TILE_PX, top + GRID_TILE_PX)
+                x, y = run[0] - origin[0], top - origin[1]
+                held[y : y + GRID_TILE_PX, x : x + run[2] - run[0]] = _resampled_run(
+                    slide, grid, run, grey_scale
+                )
+        whole = np.searchsorted(whole_at, (band * _BAND_TILES, (band + 1) * _BAND_TILES))
+        numbers = order[slice(*whole)]
         if len(numbers):
-            origin = (left * GRID_TILE_PX, bottom - n_rows)
             yield GridRows(numbers.tolist(), held, corners[numbers] - np.array(origin), origin)
 
 
