@@ -167,7 +167,9 @@ def _by_webdataset(dataset: Path, out: Path) -> Callable[[], object]:
     def work() -> None:
         with webdataset.ShardWriter(str(out / "%06d.tar"), maxcount=2500, verbose=0) as sink:
             for sample in webdataset.WebDataset(urls, shardshuffle=False):
-                genes, values = np.load(io.BytesIO(sample["counts.npy"])).astype(np.int64)
+                genes, values = np.load(
+                    io.BytesIO(sample["counts.npy"]), allow_pickle=False
+                ).astype(np.int64)
                 most = np.argsort(-values, kind="stable")[:50]
                 sink.write(
                     {

@@ -51,9 +51,10 @@ def write_cells(folder: Path, centres_px: Points) -> Path:
     pq.write_table(pa.table(table), folder / CELLS_FILE)
     panel = Panel.of("human", [Gene(symbol=f"G{i}") for i in range(N_GENES)])
     (folder / PANEL_FILE).write_text(panel.model_dump_json())
-    np.save(folder / NEIGHBORS_FILE, find_neighbors(centres_um, K, 50.0))
+    neighbors = find_neighbors(centres_um, K, 50.0)
+    np.save(folder / NEIGHBORS_FILE, neighbors, allow_pickle=False)
     for name, array in (("indptr", indptr), ("indices", indices), ("data", data)):
-        np.save(folder / f"counts_{name}.npy", array)
+        np.save(folder / f"counts_{name}.npy", array, allow_pickle=False)
     return folder
 
 

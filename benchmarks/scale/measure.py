@@ -19,8 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import psutil
+from distributed.protocol.pickle import dumps
 
 from benchmarks.scale.figures import CurationFigures, StageFigures, TaskFigures
 from flows.built import Built, direct
@@ -94,16 +94,16 @@ class TimedMap:
         self, blocks: Callable[[Any, Any], Iterable[Any]], fn: Callable[[Any], Any], items: Any
     ) -> Iterator[Any]:
         kind = self._kinds[getattr(fn, "func", fn).__name__]
-        n_bound = len(cloudpickle.dumps(fn))
+        n_bound = len(dumps(fn))
 
         def note(item: Any) -> None:
-            n_bytes = n_bound + len(cloudpickle.dumps(item))
+            n_bytes = n_bound + len(dumps(item))
             kind.argument_bytes = max(kind.argument_bytes, n_bytes)
 
         for done in blocks(partial(timed, fn), _Noted(items, note)):
             kind.seconds.append(done.seconds)
             kind.cpu_s.append(done.cpu_s)
-            kind.result_bytes = max(kind.result_bytes, len(cloudpickle.dumps(done.result)))
+            kind.result_bytes = max(kind.result_bytes, len(dumps(done.result)))
             yield done.result
 
 
