@@ -95,7 +95,8 @@ def test_the_next_section_has_no_evidence_at_its_very_place() -> None:
     assert fit is None or fit.evidence.evidence < 0.08
 
 
-@pytest.mark.parametrize("scale", [pytest.param(0.78, marks=pytest.mark.slow), 1.31])
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", [0.78, 1.31])
 def test_a_wrong_pixel_size_is_found(scale: float) -> None:
     pair = point_pair(18, scale=scale)
     fit = pair.sides.found()

@@ -92,6 +92,7 @@ def test_blocks_of_a_simulated_slide_make_no_difference(
     assert len(done.blocks) == (-(-1300 // block_px)) ** 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_px", BLOCK_PX)
 def test_blocks_of_a_mosaic_of_real_tiles_make_no_difference(
     mosaic: Path, whole_mosaic: Whole, tmp_path: Path, block_px: int

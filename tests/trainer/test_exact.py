@@ -73,6 +73,7 @@ def kill_all(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
+@pytest.mark.slow
 def test_200_steps_equal_100_then_a_kill_then_100(tiny_dataset: Path, tmp_path: Path) -> None:
     # Checkpoints do not lie where it is killed: steps are done again, and told once.
     run, readers = {"checkpoint_every": 30}, {"workers": 1}

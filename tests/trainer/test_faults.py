@@ -111,6 +111,7 @@ def test_numbers_that_are_none_are_told_with_the_keys_and_the_state_before_them(
     assert all(values.isfinite().all() for values in saved.values())
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing_that_was_saved(tiny_dataset: Path, tmp_path: Path) -> None:
     path = write_config(tmp_path, tiny_dataset, "run", 10**6, run={"checkpoint_every": 5})
     out = tmp_path / "run"
