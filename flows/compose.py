@@ -9,7 +9,13 @@ from pathlib import Path
 from flows.built import CuratedRun
 from flows.config import CurateConfig, GivenRun, split_of
 from flows.donor_names import confusable
-from flows.hold_out import contradictions, held_out_donors, source_ids_of, unknown_names
+from flows.hold_out import (
+    contradictions,
+    held_out_donors,
+    held_out_source_ids,
+    source_ids_of,
+    unknown_names,
+)
 from flows.toml_text import quoted
 from pairing import cells
 from pairing.annotations import donors_named
@@ -38,7 +44,7 @@ def held_out_of(config: CurateConfig) -> dict[str, tuple[str, ...]]:
     sends such a donor elsewhere.
     """
     split = config.split
-    wanted = {s for source_ids in source_ids_of(split.hold_out).values() for s in source_ids}
+    wanted = held_out_source_ids(split)
     samples = [(r.source_id, _donors(r)) for r in config.runs if r.source_id in wanted]
     held_out = held_out_donors(samples, split)
     faults = [

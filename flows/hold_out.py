@@ -23,6 +23,11 @@ def source_ids_of(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     return {name: LISTS.get(name, (name,)) for name in names}
 
 
+def held_out_source_ids(split: SplitSection) -> frozenset[str]:
+    """All that `split.hold_out` names."""
+    return frozenset(s for ids in source_ids_of(split.hold_out).values() for s in ids)
+
+
 def held_out_donors(
     samples: Iterable[tuple[str | None, Sequence[str]]], split: SplitSection
 ) -> dict[str, tuple[str, ...]]:
@@ -30,7 +35,7 @@ def held_out_donors(
 
     `samples` are the source_id and all donors of every run. Withdrawn donors are left out.
     """
-    wanted = {s for source_ids in source_ids_of(split.hold_out).values() for s in source_ids}
+    wanted = held_out_source_ids(split)
     found: dict[str, set[str]] = {}
     for source_id, donors in samples:
         if source_id is None or source_id not in wanted:

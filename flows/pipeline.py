@@ -60,17 +60,16 @@ class Curated:
 def plan_runs(
     config: CurateConfig,
     blocks: Blocks,
+    store: Store,
     *,
     device: str = "auto",
     call: Call = direct,
     only: tuple[str, ...] = (),
-    store: Store | None = None,
 ) -> tuple[list[RunStages], dict[str, Exception]]:
     """The stages of each run, their inputs hashed and their identities known, and what failed.
 
     `only` names the runs to look at. Runs that are the same bundle under several donors fail.
     """
-    store = store or store_of(config.out, config.remote)
     hashes = ContentHashes(config.out / "content-hashes.json")
     planned: list[RunStages] = []
     failures: dict[str, Exception] = {}
@@ -107,9 +106,7 @@ def curate(
     if runs_at_once > 1:
         _refuse_urls(config)
     held_out = held_out_of(config)
-    everything, failures = plan_runs(
-        config, blocks, device=device, call=call, only=only, store=store
-    )
+    everything, failures = plan_runs(config, blocks, store, device=device, call=call, only=only)
     n_registered_at_once = 1 if runs_at_once == 1 else _REGISTRATIONS_PER_RUN_AT_ONCE * runs_at_once
     _each(everything, RunStages.register, n_registered_at_once, failures)
     planned = _without(everything, failures)

@@ -82,7 +82,7 @@ def print_plan(config: CurateConfig, only: tuple[str, ...] = ()) -> int:
     """
     store = store_of(config.out, config.remote)
     claim_out(config.out, config.name, config.split.withdrawn_names, store)
-    planned, failures = plan_runs(config, BlockMap(Runtime()), only=only, store=store)
+    planned, failures = plan_runs(config, BlockMap(Runtime()), store, only=only)
     lines = []
     for stages in planned:
         with closing_copies(stages):

@@ -43,7 +43,7 @@ from shards.content import ContentHashes
 from shards.dataset import read_record
 from shards.errors import BadInput
 from shards.remote import RemotePath
-from shards.store import Store, store_of
+from shards.store import Store
 
 log = logging.getLogger("cellpair")
 
@@ -63,10 +63,10 @@ class RunStages:
         blocks: Blocks,
         device: str,
         call: Call,
-        store: Store | None = None,
+        store: Store,
     ) -> None:
         self.config = config
-        self.store = store or store_of(config.out, config.remote)
+        self.store = store
         self.hashes = hashes
         self.blocks = blocks
         self.device = device
@@ -244,9 +244,7 @@ class RunStages:
     def _check_annotations(self) -> None:
         if self.run.donors is None and self.run.labels is None:
             return
-        self.hold_inputs()
-        with open_xenium(self.run.xenium) as xenium:
-            cell_ids = xenium.read_cells()["cell_id"].tolist()
+        cell_ids = self._cell_ids().tolist()
         if self.run.donors is not None:
             donors_of_cells(self.run.donors, cell_ids, self.centres_px())
         if self.run.labels is not None and not self._counts_he_nuclei:
@@ -255,6 +253,7 @@ class RunStages:
     def _check_transcripts(self) -> None:
         if not self._counts_he_nuclei:
             return
+        self.hold_inputs()
         with open_xenium(self.run.xenium) as xenium:
             if not xenium.has_transcripts:
                 raise BadInput(
@@ -268,6 +267,12 @@ class RunStages:
     def _counts_he_nuclei(self) -> bool:
         return self.config.cells.unit == "he_nuclei"
 
+    def _cell_ids(self) -> pd.Series[str]:
+        """Of all of the instrument's cells, in their order."""
+        self.hold_inputs()
+        with open_xenium(self.run.xenium) as xenium:
+            return xenium.read_cells()["cell_id"]
+
     def centres_px(self) -> Points:
         """(n, 2) centres of the instrument's cells in the image that the patches are cut from."""
         self.hold_inputs()
@@ -279,9 +284,7 @@ class RunStages:
     def donor_of_cells(self) -> dict[str, str]:
         """The canonical donor of each cell that has one, by cell_id; of a run with several."""
         assert self.run.donors is not None
-        self.hold_inputs()
-        with open_xenium(self.run.xenium) as xenium:
-            cell_ids = xenium.read_cells()["cell_id"].tolist()
+        cell_ids = self._cell_ids().tolist()
         donors, _ = donors_of_cells(self.run.donors, cell_ids, self.centres_px())
         canonical = self.config.split.canonical
         return {c: canonical(d) for c, d in zip(cell_ids, donors, strict=True) if d is not None}
@@ -391,8 +394,7 @@ class RunStages:
             if self._counts_he_nuclei:
                 all_ids = pd.Series(he_cell_ids(he_nuclei["nucleus_id"].to_numpy()))
             else:
-                with open_xenium(self.run.xenium) as xenium:
-                    all_ids = xenium.read_cells()["cell_id"]
+                all_ids = self._cell_ids()
             withdrawn_cell_ids = all_ids[~all_ids.isin(table["cell_id"])].tolist()
         return pack.write_shard_set(
             out,

@@ -13,6 +13,7 @@ import pyarrow as pa
 from scipy.spatial import cKDTree
 
 from pairing.counts import CountsQc, MapTasks, count_transcripts
+from pairing.geometry import Points
 from pairing.label_tiles import (
     ByPlace,
     Tiles,
@@ -20,6 +21,7 @@ from pairing.label_tiles import (
     make_tile,
     reach_um,
     write_warp,
+    xenium_um_of,
 )
 from pairing.match import MATCH_COLUMNS
 from pairing.warp import Warp
@@ -48,16 +50,7 @@ def he_cells_table(he_nuclei: pa.Table, he_px_from_xenium_um: Warp) -> pd.DataFr
             found="none",
             remedy='look at the slide and its pixel size, or set unit = "xenium"',
         )
-    centres_px = np.stack([he_nuclei["x_px"], he_nuclei["y_px"]], axis=1)
-    try:
-        centres_um = he_px_from_xenium_um.inverse(centres_px)
-    except ValueError as error:
-        raise BadInput(
-            "registration",
-            expected="a transform that can be inverted, to carry H&E nuclei over",
-            found=str(error),
-            remedy='look at the registration by `cellpair register`, or set unit = "xenium"',
-        ) from error
+    centres_um = xenium_um_of(_centres_px(he_nuclei), he_px_from_xenium_um)
     ids, areas = he_nuclei["nucleus_id"].to_numpy(), he_nuclei["area_um2"].to_numpy()
     table = pd.DataFrame(
         {
@@ -94,11 +87,10 @@ def count_by_place(
     transcripts, are made by `map_tasks` and published in `kept`.
     """
     write_warp(kept / _WARP_FILE, he_px_from_xenium_um)
-    centres_px = np.stack([he_nuclei["x_px"], he_nuclei["y_px"]], axis=1)
     outlines_px = he_nuclei["polygon_px"]
     tiles = Tiles(
         table[["x_um", "y_um"]].to_numpy(),
-        reach_um(centres_px, outlines_px, mpp, expansion_um),
+        reach_um(_centres_px(he_nuclei), outlines_px, mpp, expansion_um),
         outlines_px,
     )
     left = tiles.left(kept)
@@ -121,6 +113,9 @@ def he_cell_errors(he_nuclei: pa.Table, places: pd.DataFrame) -> pd.Series[float
     placed = places[np.isfinite(places[["x_px", "y_px"]]).all(axis=1)]
     if not len(placed):
         return pd.Series(np.nan, index=index)
-    centres_px = np.stack([he_nuclei["x_px"], he_nuclei["y_px"]], axis=1)
-    _, nearest = cKDTree(placed[["x_px", "y_px"]].to_numpy()).query(centres_px)
+    _, nearest = cKDTree(placed[["x_px", "y_px"]].to_numpy()).query(_centres_px(he_nuclei))
     return pd.Series(placed["error_um"].to_numpy(np.float64)[nearest], index=index)
+
+
+def _centres_px(he_nuclei: pa.Table) -> Points:
+    return np.stack([he_nuclei["x_px"], he_nuclei["y_px"]], axis=1)

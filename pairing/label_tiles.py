@@ -125,6 +125,22 @@ def reach_um(
     return np.concatenate(farthest_px) * mpp * _MOST_STRETCH + expansion_um + PIXEL_UM
 
 
+def xenium_um_of(he_px: Points, he_px_from_xenium_um: Warp) -> Points:
+    """(n, 2) places of the slide in the Xenium frame.
+
+    Raises BadInput where the transform has no inverse there.
+    """
+    try:
+        return he_px_from_xenium_um.inverse(he_px)
+    except ValueError as error:
+        raise BadInput(
+            "registration",
+            expected="a transform that can be inverted, to carry H&E nuclei over",
+            found=str(error),
+            remedy='look at the registration by `cellpair register`, or set unit = "xenium"',
+        ) from error
+
+
 def make_tile(kept: Path, warp: Path, expansion_um: float, tile: TileNuclei) -> str:
     """Publish the cells of one tile as `<name>.arrow` in `kept`; returns the name.
 
@@ -134,16 +150,9 @@ def make_tile(kept: Path, warp: Path, expansion_um: float, tile: TileNuclei) -> 
     mask. Raises BadInput where the transform has no inverse.
     """
     he_px_from_xenium_um = read_warp(warp)
-    outlines = shapely.from_wkb(tile.outlines_px)
-    try:
-        outlines = shapely.transform(outlines, he_px_from_xenium_um.inverse)
-    except ValueError as error:
-        raise BadInput(
-            f"{tile.name} of the section",
-            expected="a registration that can be inverted, to carry H&E nuclei over",
-            found=str(error),
-            remedy='look at the registration by `cellpair register`, or set unit = "xenium"',
-        ) from error
+    outlines = shapely.transform(
+        shapely.from_wkb(tile.outlines_px), lambda px: xenium_um_of(px, he_px_from_xenium_um)
+    )
     radius_px = expansion_um / PIXEL_UM + 0.5
     halo = int(radius_px)
     corner_px = np.array([tile.column, tile.row]) * TILE_PX - halo

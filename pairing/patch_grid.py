@@ -171,9 +171,9 @@ def _resampled_run(
     for x in range(0, run[2] - run[0], GRID_TILE_PX):
         tile = (run[0] + x, run[1], run[0] + x + GRID_TILE_PX, run[3])
         own = grid.source_box(tile)
-        part = tuple(v * grid.step - own[i % 2] for i, v in enumerate(tile))
+        left, top, right, bottom = (v * grid.step - own[i % 2] for i, v in enumerate(tile))
         near = pixels[:, own[0] - source[0] : own[2] - source[0]]
-        out[:, x : x + GRID_TILE_PX] = resampled(near, size, part)  # type: ignore[arg-type]
+        out[:, x : x + GRID_TILE_PX] = resampled(near, size, (left, top, right, bottom))
     return out
 
 

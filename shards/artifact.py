@@ -191,12 +191,12 @@ def _record(
 
 def _publish(aside: Path, directory: Path, record: ArtifactRecord) -> None:
     for path in files_under(aside):
-        _fsync(path)
+        fsync(path)
     with written_aside(aside / RECORD_FILE) as path:  # which makes no folder: see _make_room
         path.write_text(record.model_dump_json(indent=1), encoding="utf-8")
     # Fails where the folder is there: then somebody who took over published the same bytes.
     aside.rename(directory)
-    _fsync(directory.parent)
+    fsync(directory.parent)
 
 
 @contextmanager
@@ -208,12 +208,12 @@ def written_aside(path: Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
     try:
         yield aside
-        _fsync(aside)
+        fsync(aside)
         aside.rename(path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    _fsync(path.parent)
+    fsync(path.parent)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -257,7 +257,8 @@ def files_under(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("._"))
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

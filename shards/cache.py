@@ -14,8 +14,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from shards.errors import BadSetting
 
@@ -168,17 +167,6 @@ class Entry:
         if self.marker >= 0:
             os.close(self.marker)
             self.marker = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _n_bytes(folder: Path) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from benchmarks.patches.slides import MPP, SPEC
 from pairing.cells import CELLS_FILE, NEIGHBORS_FILE, PANEL_FILE, find_neighbors
 from pairing.geometry import Affine, Points
 from pairing.pack import Filters, PackConfig, write_shard_set
+from shards.artifact import fsync
 from shards.schema import Gene, Panel
 
 N_GENES, GENES_A_CELL, K = 5000, 150, 8
@@ -103,7 +103,7 @@ def by_webdataset(shards: Path, out: Path) -> Took:
             with webdataset.TarWriter(str(out / tar_path.name)) as sink:
                 for sample in samples:
                     sink.write(sample)
-            _sync(out / tar_path.name)
+            fsync(out / tar_path.name)
     return Took(sum(t.cpu_s for t in times), sum(t.clock_s for t in times))
 
 
@@ -125,13 +125,5 @@ def by_copying(shards: Path, out: Path) -> Took:
             data = path.read_bytes()
             hashlib.sha256(data)
             (out / path.name).write_bytes(data)
-            _sync(out / path.name)
+            fsync(out / path.name)
     return times[0]
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -34,6 +34,7 @@ from pairing.slide import open_slide
 from segmentation.config import FACTS_FILE, NUCLEI_FILE, SegmentationFacts
 from shards.artifact import build_artifact
 from shards.dataset import read_record
+from shards.store import Store
 
 _SAMPLE_EVERY_S = 0.1
 
@@ -218,7 +219,7 @@ class Stages:
 
 def _with_libraries(item: int) -> int:
     """Import what every stage needs: the start of processes is no part of a long run."""
-    import segmentation.segment  # noqa: F401
+    import segmentation.segment  # noqa: F401  # for what importing it loads
 
     time.sleep(0.5)  # so that every worker gets some
     return item
@@ -252,7 +253,7 @@ def measure(
         blocks = TimedMap(cluster)
         calls = Stages(blocks, peaks)
         start_s = time.perf_counter()
-        (planned,), _ = plan_runs(config, blocks, device=device)
+        (planned,), _ = plan_runs(config, blocks, Store(config.out), device=device)
         hashing_s = time.perf_counter() - start_s
         if nuclei is not None:
             _place_nuclei(planned, nuclei)

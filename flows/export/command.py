@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 
+from flows.built import cellpair_version
 from flows.export.bundles import Bundles
 from flows.export.record import Export, ExportedFile, Format, Outlines, exported, publish
 from flows.export.sentences import HOUSEKEEPING, TOP_K
@@ -124,7 +124,7 @@ def _record(
         samples[part.split] += part.shard.n_samples
     return Export(
         to=to,
-        cellpair=version("cellpair"),
+        cellpair=cellpair_version(),
         dataset=source.dataset.name,
         fingerprint=source.dataset.fingerprint,
         runs=tuple(source.runs()),

@@ -7,7 +7,6 @@ arrays that it made, so that files are read as any other and memory is that of o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -18,6 +17,7 @@ import pandas as pd
 from anndata.io import write_elem
 from scipy import sparse
 
+from flows.built import cellpair_version
 from flows.export.cells_table import Columns, neighbor_graph
 from flows.export.genes import JoinedGenes
 from flows.export.source import Part, Progress, Source
@@ -82,7 +82,7 @@ def write_h5ad(path: Path, source: Source, species: str) -> int:
 def facts(source: Source, parts: Sequence[Part]) -> dict[str, Any]:
     """`uns["cellpair"]`: of which dataset these samples are, and what each run's patches show."""
     return {
-        "version": version("cellpair"),
+        "version": cellpair_version(),
         "dataset": source.dataset.name,
         "fingerprint": source.dataset.fingerprint,
         "patch": {p.manifest.run: p.manifest.patch.model_dump() for p in parts},

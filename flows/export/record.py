@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Literal
 
-from shards.artifact import files_under, write_atomically
+from shards.artifact import files_under, fsync, write_atomically
 from shards.errors import BadInput
 from shards.lock import hold
 from shards.schema import Record, Split
@@ -59,7 +58,7 @@ def publish(out: Path, make: Callable[[Path], Export]) -> Export:
         try:
             record = make(aside)
             for path in files_under(aside):
-                _sync(path)
+                fsync(path)
             write_atomically(aside / EXPORT_FILE, record.model_dump_json(indent=1).encode())
             aside.rename(out)
         finally:
@@ -71,11 +70,6 @@ def exported(path: Path, n_samples: int) -> ExportedFile:
     """The entry of a file or a folder that is written."""
     files = files_under(path) if path.is_dir() else [path]
     return ExportedFile(n_samples=n_samples, n_bytes=sum(file.stat().st_size for file in files))
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _check_new(out: Path) -> None:

@@ -31,6 +31,7 @@ CONFIG = """
 name = "test"
 out = "{out}"
 [cells]
+unit = "{unit}"
 neighbors_k = 5
 [segmentation]
 model = "{model}"
@@ -55,6 +56,7 @@ tissue = "simulated"
 def write_config(folder: Path, run: Location, **changes: Any) -> Path:
     values = {
         "out": "out dir",
+        "unit": "xenium",
         "model": "none",
         "refine": "true",
         "min_counts": 10,

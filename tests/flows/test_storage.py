@@ -108,13 +108,19 @@ def test_a_curation_behind_a_url_has_the_bytes_of_one_in_a_folder(
     assert "no faults" in capsys.readouterr().out
 
 
+def uploaded(run: Path, bucket: str) -> RemotePath:
+    """The raw files of a run, there too."""
+    inputs = remote_path(f"{bucket}/raw run")
+    for path in sorted(p for p in run.rglob("*") if p.is_file() and "truth" not in p.parts):
+        (inputs / path.relative_to(run).as_posix()).upload(path)
+    return inputs
+
+
 @pytest.mark.slow
 def test_inputs_behind_urls_are_the_same_inputs(
     simulated: Path, in_a_folder: Objects, bucket: str, s3: Line, tmp_path: Path
 ) -> None:
-    inputs = remote_path(f"{bucket}/raw run")
-    for path in sorted(p for p in simulated.rglob("*") if p.is_file() and "truth" not in p.parts):
-        (inputs / path.relative_to(simulated).as_posix()).upload(path)
+    inputs = uploaded(simulated, bucket)
     before = inputs.files()
     assert curate(tmp_path, inputs) == 0
     assert datasets(local(tmp_path / "out dir")) == in_a_folder
@@ -123,6 +129,17 @@ def test_inputs_behind_urls_are_the_same_inputs(
     assert curate(tmp_path, inputs) == 0
     assert not [m for m, path in s3.requests if m in ("PUT", "POST", "DELETE")]
     assert not [path for m, path in s3.requests if m == "GET" and path.endswith(".tif")]
+
+
+@pytest.mark.slow
+def test_h_e_nuclei_are_counted_from_transcripts_behind_a_url(
+    simulated: Path, bucket: str, tmp_path: Path
+) -> None:
+    for folder, run in (("here", simulated), ("there", uploaded(simulated, bucket))):
+        (tmp_path / folder).mkdir()
+        assert curate(tmp_path / folder, run, model="compact", unit="he_nuclei") == 0
+    here, there = (datasets(local(tmp_path / folder / "out dir")) for folder in ("here", "there"))
+    assert here == there
 
 
 def test_an_input_larger_than_the_cache_is_refused(

@@ -26,6 +26,7 @@ from segmentation.segment import write_nuclei
 from shards.artifact import RECORD_FILE, read_artifact
 from shards.content import ContentHashes
 from shards.schema import PatchSpec, digest
+from shards.store import Store
 from tests.golden import inputs
 from tests.golden import nuclei as nuclei_inputs
 from tests.golden.content import canonical, digest_of, digests_of
@@ -100,7 +101,7 @@ def fixed_config(folder: Path, paths: dict[str, Path]) -> CurateConfig:
 def stages_of(config: CurateConfig, folder: Path) -> RunStages:
     """The stages of the config's one run; raw inputs are hashed anew."""
     hashes = ContentHashes(folder / "hashes.json")
-    return RunStages(config, config.runs[0], hashes, InProcess(), "cpu", direct)
+    return RunStages(config, config.runs[0], hashes, InProcess(), "cpu", direct, Store(config.out))
 
 
 def identities(folder: Path) -> dict[Stage, Any]:

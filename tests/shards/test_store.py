@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def test_copies_that_nobody_holds_go_when_room_is_needed(store: Opened) -> None:
     folder, *_ = build(here, never)
     here.at_hand(folder)
     cache = Cache(here.root.parent, n_bytes + 10)
-    with cache.entry("other") as other:
+    with closing(cache.entry("other")) as other:
         with pytest.raises(BadSetting, match="CELLPAIR_CACHE_BYTES"):
             other.make_room(100, "other")
         here.release()
