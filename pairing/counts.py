@@ -1,4 +1,4 @@
-"""Transcripts to sparse counts per cell: tallied by spans anywhere, merged by windows of cells."""
+"""Transcripts to sparse counts per cell: tallied by spans and merged by cells, both anywhere."""
 
 from __future__ import annotations
 
@@ -14,14 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from pairing.tally import (
-    Assignment,
-    ByInstrument,
-    Tallies,
-    Tallying,
-    is_tallied,
-    tally_span,
-)
+from pairing.merge import cell_blocks, is_merged, merge_block, read_merged
+from pairing.tally import Assignment, ByInstrument, Tallying, is_tallied, read_figures, tally_span
 from pairing.xenium import XeniumRun
 from pairing.xenium.id_index import IdIndex
 from shards.artifact import tell_found, written_aside
@@ -67,10 +61,11 @@ def write_counts(
 
     Writes COUNTS_FILES into `out`, CSR over the cells that `stays` marks: others are as if the
     instrument had not seen them, and what it found inside them is part of no figure. Returns the
-    sum of each of those cells. Spans of the transcripts are tallied by `map_tasks`, anywhere and in
-    any order, and published in `kept`; those that lie there already are not read again.
+    sum of each of those cells. Spans of the transcripts are tallied and then cells merged by
+    `map_tasks`, anywhere and in any order, and published in `kept`; what lies there already is not
+    made again.
 
-    Memory is one batch of transcripts, one window of cells and some bytes a cell, never the table.
+    Memory is one batch of transcripts, one block of cells and some bytes a cell, never the table.
     Raises BadInput where the bundle has neither or a table without a single transcript, and where
     counts are only in the matrix (made at qv >= 20) and another `qv_min` is asked for.
     """
@@ -132,40 +127,45 @@ def count_transcripts(
     tell_found(len(spans) - len(left), len(spans))
     for _ in map_tasks(partial(tally_span, tallying), left):
         pass
-    with ExitStack() as stack:
-        tallies = Tallies(tallying, spans, stack)
-        n_transcripts = sum(f.n_transcripts for f in tallies.figures)
-        if n_transcripts == 0:
-            raise BadInput(
-                run.path,
-                expected="at least one transcript",
-                found="a table of transcripts without a row",
-                remedy="copy the table again; without transcripts there is nothing to pair",
-            )
-        n_mismatches: int | None = None
-
-        def staying() -> Iterator[sparse.csr_matrix]:
-            nonlocal n_mismatches
-            for rows, counts in tallies.windows():
-                own = run.read_matrix(rows) if by_instrument and qv_min == 20 else None
-                if own is not None:
-                    n_mismatches = (n_mismatches or 0) + (counts != own)[stays[rows]].nnz
-                yield counts[stays[rows]]
-
-        written = _write(out, staying())
-        by_category: Counter[str] = Counter()
-        for figures in tallies.figures:
-            by_category.update(figures.by_category)
-        return written.n_of_cell, CountsQc(
-            source="transcripts" if by_instrument else "lookup",
-            n_transcripts=n_transcripts,
-            n_low_quality=sum(f.n_low_quality for f in tallies.figures),
-            n_unassigned=sum(f.n_unassigned for f in tallies.figures),
-            by_category={k: v for k, v in sorted(by_category.items()) if v},
-            n_entries=written.n_entries,
-            n_counts=int(written.n_of_cell.sum()),
-            matrix_mismatches=n_mismatches,
+    figures = [read_figures(kept, span) for span in spans]
+    n_transcripts = sum(f.n_transcripts for f in figures)
+    if n_transcripts == 0:
+        raise BadInput(
+            run.path,
+            expected="at least one transcript",
+            found="a table of transcripts without a row",
+            remedy="copy the table again; without transcripts there is nothing to pair",
         )
+    blocks = cell_blocks(tallying, spans, figures)
+    unmerged = [block for block in blocks if not is_merged(kept, block)]
+    for _ in map_tasks(partial(merge_block, tallying), unmerged):
+        pass
+    n_mismatches: int | None = None
+
+    def staying() -> Iterator[sparse.csr_matrix]:
+        nonlocal n_mismatches
+        for block in blocks:
+            counts = read_merged(kept, block, len(tallying.symbols))
+            cells = slice(block.first, block.end)
+            own = run.read_matrix(cells) if by_instrument and qv_min == 20 else None
+            if own is not None:
+                n_mismatches = (n_mismatches or 0) + (counts != own[stays[cells]]).nnz
+            yield counts
+
+    written = _write(out, staying())
+    by_category: Counter[str] = Counter()
+    for of_span in figures:
+        by_category.update(of_span.by_category)
+    return written.n_of_cell, CountsQc(
+        source="transcripts" if by_instrument else "lookup",
+        n_transcripts=n_transcripts,
+        n_low_quality=sum(f.n_low_quality for f in figures),
+        n_unassigned=sum(f.n_unassigned for f in figures),
+        by_category={k: v for k, v in sorted(by_category.items()) if v},
+        n_entries=written.n_entries,
+        n_counts=int(written.n_of_cell.sum()),
+        matrix_mismatches=n_mismatches,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,12 @@
 """Transcripts of one span to gene counts of its cells, published as a file of their own.
 
-The sum over spans does not depend on how the table is cut into them, nor on who tallied which.
+The sum over spans (`pairing.merge`) does not depend on how the table is cut into them, nor on who
+tallied which.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -23,7 +23,7 @@ from shards.artifact import write_atomically, written_aside
 from shards.dataset import read_record
 from shards.schema import Record
 
-# Cells that are merged at a time: of 1,000 genes each, some 50 MB.
+# Cells that a record batch of a tally is of.
 WINDOW_CELLS = 4096
 
 _SCHEMA = pa.schema(
@@ -102,7 +102,7 @@ def tally_span(tallying: Tallying, span: Span) -> str:
     batch of transcripts, of which there is a record batch for each window of cells.
     """
     with (
-        written_aside(_file(tallying.kept, span)) as path,
+        written_aside(tally_file(tallying.kept, span)) as path,
         pa.ipc.new_file(str(path), _SCHEMA) as file,
     ):
         figures = _tally(tallying, span, file)
@@ -154,8 +154,12 @@ def is_tallied(kept: Path, span: Span) -> bool:
     return _facts(kept, span).exists()
 
 
-def _file(kept: Path, span: Span) -> Path:
+def tally_file(kept: Path, span: Span) -> Path:
     return kept / f"{span.name}.arrow"
+
+
+def read_figures(kept: Path, span: Span) -> SpanFigures:
+    return read_record(_facts(kept, span), SpanFigures)
 
 
 def _facts(kept: Path, span: Span) -> Path:
@@ -175,35 +179,3 @@ def _windows(counts: sparse.csr_matrix) -> Iterator[tuple[int, pa.RecordBatch]]:
         count = counts.data[entries].astype(np.uint32)
         columns = [pa.array(c) for c in (cell, gene, count)]
         yield first // WINDOW_CELLS, pa.record_batch(columns, schema=_SCHEMA)
-
-
-class Tallies:
-    """The published tallies of all spans of a table, to be summed window by window."""
-
-    def __init__(self, tallying: Tallying, spans: Sequence[Span], stack: ExitStack) -> None:
-        self._shape = (tallying.n_cells, len(tallying.symbols))
-        self.figures = []
-        # Of each window the files that have counts of it, and where.
-        self._parts: dict[int, list[tuple[pa.ipc.RecordBatchFileReader, int]]] = {}
-        for span in spans:
-            # Not mapped into memory, where it would count as this process's.
-            source = stack.enter_context(pa.OSFile(str(_file(tallying.kept, span))))
-            reader = pa.ipc.open_file(source)
-            facts = read_record(_facts(tallying.kept, span), SpanFigures)
-            self.figures.append(facts)
-            for place, window in enumerate(facts.windows):
-                self._parts.setdefault(window, []).append((reader, place))
-
-    def windows(self) -> Iterator[tuple[slice, sparse.csr_matrix]]:
-        """Rows of WINDOW_CELLS cells at a time, and their counts with sorted indices, uint32."""
-        n_cells, n_genes = self._shape
-        for first in range(0, n_cells, WINDOW_CELLS):
-            rows = slice(first, min(first + WINDOW_CELLS, n_cells))
-            shape = (rows.stop - first, n_genes)
-            total = sparse.csr_matrix(shape, dtype=np.uint32)
-            for reader, place in self._parts.get(first // WINDOW_CELLS, ()):
-                cell, gene, count = (c.to_numpy() for c in reader.get_batch(place).columns)
-                indptr = np.searchsorted(cell, np.arange(first, rows.stop + 1)).astype(np.int32)
-                part = sparse.csr_matrix((count, gene, indptr), shape)
-                total = total + part if total.nnz else part
-            yield rows, total

@@ -73,12 +73,12 @@ def backwards(fn: Callable[[Any], str], items: Any) -> Iterator[str]:
     text=st.sampled_from(list(TEXTS)),
     n=st.integers(1, 120),
     row_group=st.integers(1, 40),
-    sizes=st.tuples(st.integers(1, 90), st.integers(1, 50), st.integers(1, 4)),
+    sizes=st.tuples(st.integers(1, 90), st.integers(1, 50), st.integers(1, 4), st.integers(1, 3)),
     stays=st.tuples(*[st.booleans()] * 3),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_spans_batches_and_windows_change_nothing(
-    text: str, n: int, row_group: int, sizes: tuple[int, int, int], stays: Any, seed: int
+    text: str, n: int, row_group: int, sizes: tuple[int, int, int, int], stays: Any, seed: int
 ) -> None:
     kept_cells = np.array(stays)
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
@@ -86,10 +86,12 @@ def test_spans_batches_and_windows_change_nothing(
         bundle = random_bundle(folder / "outs", text, n, row_group, seed)
         path = bundle.write()
         whole = write(folder / "whole", path, kept_cells)
-        span_rows, batch_rows, window_cells = sizes
+        span_rows, batch_rows, window_cells, windows = sizes
         patch.setattr("pairing.xenium.transcripts.SPAN_ROWS", span_rows)
         patch.setattr("pairing.xenium.transcripts.BATCH_ROWS", batch_rows)
         patch.setattr("pairing.tally.WINDOW_CELLS", window_cells)
+        patch.setattr("pairing.merge.WINDOW_CELLS", window_cells)
+        patch.setattr("pairing.merge._WINDOWS", windows)
         parts = write(folder / "parts", path, kept_cells, backwards)
     assert parts[:2] == whole[:2]
     made = bundle.transcripts
@@ -108,29 +110,38 @@ def test_spans_batches_and_windows_change_nothing(
     assert qc.matrix_mismatches == 0
 
 
-def test_what_a_stopped_process_tallied_is_not_read_again(
+def test_what_a_stopped_process_left_is_not_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pairing.xenium.transcripts.SPAN_ROWS", 20)
+    monkeypatch.setattr("pairing.tally.WINDOW_CELLS", 1)
+    monkeypatch.setattr("pairing.merge.WINDOW_CELLS", 1)
+    monkeypatch.setattr("pairing.merge._WINDOWS", 1)
     path = random_bundle(tmp_path / "outs", "text", 100, 10, 0).write()
     everyone = np.ones(3, bool)
-    tallied: list[str] = []
-
-    def stopping_after_two(fn: Callable[[Any], str], items: Any) -> Iterator[str]:
-        for item in list(items)[:2]:
-            yield fn(item)
-        raise InterruptedError
-
-    def noting(fn: Callable[[Any], str], items: Any) -> Iterator[str]:
-        for item in items:
-            tallied.append(item.name)
-            yield fn(item)
-
+    spans = [f"span-00000-{first:05d}" for first in (0, 2, 4, 6, 8)]
+    blocks = [f"cells-{first:09d}" for first in (0, 1, 2)]
     kept = tmp_path / "kept"
-    with pytest.raises(InterruptedError):
-        write(tmp_path / "first", path, everyone, stopping_after_two, kept)
-    done = write(tmp_path / "second", path, everyone, noting, kept)
-    assert tallied == ["span-00000-00004", "span-00000-00006", "span-00000-00008"]
+    made: list[str] = []
+
+    def stopping_after(n: int) -> Any:
+        def map_tasks(fn: Callable[[Any], str], items: Any) -> Iterator[str]:
+            for item in items:
+                if len(made) == n:
+                    raise InterruptedError
+                made.append(item.name)
+                yield fn(item)
+
+        return map_tasks
+
+    for n_more, left in ((2, spans), (5, [*spans[2:], *blocks])):
+        made.clear()
+        with pytest.raises(InterruptedError):
+            write(tmp_path / f"{n_more}", path, everyone, stopping_after(n_more), kept)
+        assert made == left[:n_more]
+    made.clear()
+    done = write(tmp_path / "last", path, everyone, stopping_after(9), kept)
+    assert made == blocks[2:]
     assert done[:2] == write(tmp_path / "quiet", path, everyone)[:2]
 
 
