@@ -62,9 +62,7 @@ def main() -> int:
     given = parser.parse_args()
     if given.alone:
         _count(given.alone, map)
-        # KiB on Linux, bytes on macOS.
-        unit = 1 if sys.platform == "darwin" else 1024
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+        print(_peak_bytes())
         return 0
     folder = given.dir.resolve()
     small, large = (bundle_of(folder, n) for n in given.rows)
@@ -80,6 +78,14 @@ def main() -> int:
     for part in given.only:
         measured[part]()
     return 0 if limits.met else 1
+
+
+def _peak_bytes() -> int:
+    """Most memory that this process had; on Linux not by getrusage, which counts its parent's."""
+    if sys.platform == "darwin":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    status = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in status if line.startswith("VmHWM:")).split()[1])
 
 
 # ---------------------------------------------------------------- files
@@ -282,7 +288,7 @@ def _lookup(limits: Limits, folder: Path, bundle: Path) -> None:
     def timed(fn: Any, items: Any) -> Iterator[str]:
         start_s = time.process_time()
         yield from map(fn, items)
-        seconds[type(items).__name__] = time.process_time() - start_s
+        seconds[fn.func.__name__] = time.process_time() - start_s
 
     with tempfile.TemporaryDirectory(dir=folder) as name, open_xenium(bundle) as run:
         out, kept = Path(name, "out"), Path(name, "kept")
@@ -295,9 +301,11 @@ def _lookup(limits: Limits, folder: Path, bundle: Path) -> None:
         whole_s = time.process_time() - start_s
     limits.head('unit = "he_nuclei" on one core, by processor time')
     limits.told(
-        f"{len(table):,} nuclei grown by 5 µm", f"{len(table) / seconds['Tiles']:,.0f} nuclei/s"
+        f"{len(table):,} nuclei grown by 5 µm", f"{len(table) / seconds['make_tile']:,.0f} nuclei/s"
     )
-    limits.told("transcripts looked up", f"{n_rows / seconds['list'] / 1e6:.2f} M transcripts/s")
+    limits.told(
+        "transcripts looked up", f"{n_rows / seconds['tally_span'] / 1e6:.2f} M transcripts/s"
+    )
     limits.told("all of it", f"{n_rows / whole_s / 1e6:.2f} M transcripts/s")
     limits.told("good transcripts in cells", f"{sum(qc.by_category.values()) / n_rows:.0%}")
 

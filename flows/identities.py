@@ -87,14 +87,17 @@ def identities(
             },
             of=("xenium", "slide", "alignment", *of_donors),
         )
-    if run.slide is not None and configs.segmentation.model != "none":
-        weights = segmentation.weights_digest(configs.segmentation.model)
+    of_all = nuclei_of_all(run, configs, inputs)
+    if of_all is not None:
+        known["nuclei"] = of_all
+    if of_all is not None and withdrawn:
         add(
             "nuclei",
-            segmentation.STAGE_VERSION,
-            {**configs.segmentation.fingerprint_config(), "mpp": run.mpp},
-            given={**inputs, "weights": weights},
-            of=("slide", "weights"),
+            of_all.stage_version,
+            {**of_all.config, **of_withdrawal},
+            parents=("registration",),
+            given={**inputs, **of_all.inputs},
+            of=(*of_all.inputs, "xenium", "donors"),
         )
     add(
         "cells",
@@ -122,3 +125,22 @@ def identities(
         of=("donors", "labels"),
     )
     return known
+
+
+def nuclei_of_all(
+    run: RunConfig, configs: StageConfigs, inputs: Mapping[str, str]
+) -> Identity | None:
+    """Of the nuclei of everybody on the slide; None where none are looked for.
+
+    Where a donor is withdrawn no artifact has it as a parent, so that it does not stay.
+    """
+    if run.slide is None or configs.segmentation.model == "none":
+        return None
+    weights = segmentation.weights_digest(configs.segmentation.model)
+    return Identity(
+        stage="nuclei",
+        stage_version=segmentation.STAGE_VERSION,
+        config={**configs.segmentation.fingerprint_config(), "mpp": run.mpp},
+        parents={},
+        inputs={"slide": inputs["slide"], "weights": weights},
+    )

@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flows.built import Blocks, Built, Call, CuratedRun, Stage, cellpair_version
-from flows.config import RUN_FILES, CurateConfig, GivenRun, RunConfig
-from flows.identities import StageConfigs, identities
+from flows.config import CurateConfig, GivenRun
+from flows.identities import StageConfigs, identities, nuclei_of_all
 from flows.log import working_on
 from flows.registering import Registering, write_registration_of
+from flows.run_files import RunFiles
+from flows.verdict import require_accepted, tell_match_rate
+from flows.withdrawal import withdrawn_of, write_nuclei_of_others
 from pairing import cells, pack, patches
-from pairing.annotations import donors_named, donors_of_cells, labels_of_cells
+from pairing.annotations import donors_of_cells, labels_of_cells
 from pairing.geometry import Affine, Points
 from pairing.he_cells import he_cell_errors, he_cell_ids
 from pairing.match_rate import MatchRate
@@ -42,7 +44,6 @@ from shards.artifact import Identity, Make
 from shards.content import ContentHashes
 from shards.dataset import read_record
 from shards.errors import BadInput
-from shards.remote import RemotePath
 from shards.store import Store
 
 log = logging.getLogger("cellpair")
@@ -67,39 +68,20 @@ class RunStages:
     ) -> None:
         self.config = config
         self.store = store
-        self.hashes = hashes
         self.blocks = blocks
         self.device = device
         self.call = call
         self.built: dict[Stage, Built] = {}
-        given = {key: getattr(run, key) for key in RUN_FILES}
-        self.files = {k: path for k, path in given.items() if isinstance(path, Path | RemotePath)}
-        self.inputs = {key: hashes.of(path) for key, path in self.files.items()}
-        places = {key: hashes.place_of(path) for key, path in self.files.items()}
-        self.run = RunConfig.model_construct(**{**dict(run), **places})
+        self._of_all: Built | None = None  # nuclei, those of withdrawn donors too
+        self._files = RunFiles(run, hashes)
+        self.inputs, self.run = self._files.inputs, self._files.run
         self.configs = StageConfigs.of(config, self.run)
-        self.withdrawn = self._withdrawn()
+        self.withdrawn = withdrawn_of(self._files, config.split)
         self.identities = identities(config, self.run, self.configs, self.inputs, self.withdrawn)
-
-    def _withdrawn(self) -> tuple[str, ...]:
-        """The withdrawn donors of a run with several."""
-        if self.run.donors is None or not self.config.split.withdraw:
-            return ()
-        self.hold_inputs()
-        named = donors_named(self.run.donors)
-        withdrawn = tuple(filter(self.config.split.is_withdrawn, named))
-        if withdrawn == named:
-            raise BadInput(
-                f"run {self.run.id}",
-                expected="a donor who is not withdrawn",
-                found=f"{len(named)} in {self.run.donors.name}, all withdrawn",
-                remedy="remove this [[runs]] from the config",
-            )
-        return withdrawn
 
     def hold_inputs(self) -> None:
         """Have copies of the files behind URLs there, and the registration, until `release`."""
-        self.hashes.hold(self.files.values())
+        self._files.hold()
         if "registration" in self.built:
             self.store.at_hand(self.built["registration"].folder)
 
@@ -116,7 +98,7 @@ class RunStages:
 
     def release(self) -> None:
         """Copies of this run's files and artifacts are not needed any more."""
-        self.hashes.release()
+        self._files.release()
         self.store.release()
 
     def folder_of(self, stage: Stage) -> Path:
@@ -131,7 +113,7 @@ class RunStages:
         """
         if "registration" in self.identities:
             self._build("registration", self._write_registration)
-            self._check_verdict()
+            require_accepted(self.run, self.registration(), self.config.registration.accept)
         if self.store.find(self.folder_of("shards")) is None:
             self._check_transcripts()
             self._check_annotations()
@@ -141,16 +123,22 @@ class RunStages:
         if "registration" in self.built:
             self.store.at_hand(self.built["registration"].folder)
         if "nuclei" in self.identities:
-            self._build("nuclei", self._write_nuclei)
+            self._build_nuclei()
         self._build("cells", self._write_cells)
-        self._tell_match_rate()
+        summary = self.built["cells"].summary
+        if summary["match"] is not None:
+            rate = MatchRate.model_validate(summary["match"])
+            tell_match_rate(self.run, rate, refined=self.registration().refined)
         self._build("patches", self._write_patches)
         self._build("shards", self._write_shards)
         return CuratedRun(self.run, dict(self.built), self.at_hand)
 
     def _build(self, stage: Stage, make: Make) -> None:
-        identity = self.identities[stage]
+        self.built[stage] = self._build_as(self.identities[stage], stage, make)
+        if stage == "registration":  # small, and looked at in every run
+            self.store.at_hand(self.built[stage].folder)
 
+    def _build_as(self, identity: Identity, stage: Stage, make: Make) -> Built:
         def build() -> Built:
             start_s = time.monotonic()
             folder, record, reused = self.store.build(
@@ -158,7 +146,7 @@ class RunStages:
                 identity,
                 partial(self._make, identity, make),
                 provenance={"cellpair": cellpair_version()},
-                check_inputs=partial(self._check_unchanged, identity),
+                check_inputs=partial(self._files.check_unchanged, identity.inputs),
             )
             seconds = round(time.monotonic() - start_s, 3)
             return Built(
@@ -175,20 +163,13 @@ class RunStages:
                 built.fingerprint,
                 built.seconds,
             )
-        self.built[stage] = built
-        if stage == "registration":  # small, and looked at in every run
-            self.store.at_hand(built.folder)
+        return built
 
     def _make(self, identity: Identity, make: Make, out: Path, kept: Path) -> dict[str, Any]:
         self.hold_inputs()
         for parent in identity.parents:
             self.store.at_hand(next(b.folder for s, b in self.built.items() if s == parent))
         return make(out, kept)
-
-    def _check_unchanged(self, identity: Identity) -> None:
-        for key in identity.inputs:
-            if key in RUN_FILES:
-                self.hashes.check_unchanged(self.files[key])
 
     # Registration: the alignment, given or found, and what it must withstand.
 
@@ -214,37 +195,10 @@ class RunStages:
         record = read_record(self.built["registration"].folder / REGISTRATION_FILE, Registration)
         return judged(record, self.config.registration.max_median_error_um)
 
-    def _check_verdict(self) -> None:
-        registration = self.registration()
-        for reason in registration.reasons:
-            log.warning("%s registration %s: %s", self.run.id, registration.verdict, reason)
-        automatic = registration.method == "auto"
-        accepted: tuple[str, ...] = self.config.registration.accept
-        if not automatic:
-            accepted = (*accepted, "not_assessable")
-        found_none = registration.he_px_from_xenium_um is None
-        if found_none or registration.verdict not in accepted:
-            remedy = "check the alignment file and the slide"
-            if automatic:
-                remedy = (
-                    "look at it by `cellpair register`, check that slide and run are of one "
-                    "section, or give the alignment that Xenium Explorer exports"
-                )
-            raise BadInput(
-                f"run {self.run.id}, alignment" if automatic else self.run.alignment,
-                expected="a place of the cells on the slide"
-                if found_none
-                else f"an alignment whose verdict is one of {', '.join(accepted)}",
-                found=f"{registration.verdict}: {'; '.join(registration.reasons)}",
-                remedy=remedy
-                if found_none
-                else f"{remedy}; or accept the verdict knowingly by registration.accept",
-            )
-
     def _check_annotations(self) -> None:
         if self.run.donors is None and self.run.labels is None:
             return
-        cell_ids = self._cell_ids().tolist()
+        cell_ids = self._files.cell_ids().tolist()
         if self.run.donors is not None:
             donors_of_cells(self.run.donors, cell_ids, self.centres_px())
         if self.run.labels is not None and not self._counts_he_nuclei:
@@ -267,12 +221,6 @@ class RunStages:
     def _counts_he_nuclei(self) -> bool:
         return self.config.cells.unit == "he_nuclei"
 
-    def _cell_ids(self) -> pd.Series[str]:
-        """Of all of the instrument's cells, in their order."""
-        self.hold_inputs()
-        with open_xenium(self.run.xenium) as xenium:
-            return xenium.read_cells()["cell_id"]
-
     def centres_px(self) -> Points:
         """(n, 2) centres of the instrument's cells in the image that the patches are cut from."""
         self.hold_inputs()
@@ -284,7 +232,7 @@ class RunStages:
     def donor_of_cells(self) -> dict[str, str]:
         """The canonical donor of each cell that has one, by cell_id; of a run with several."""
         assert self.run.donors is not None
-        cell_ids = self._cell_ids().tolist()
+        cell_ids = self._files.cell_ids().tolist()
         donors, _ = donors_of_cells(self.run.donors, cell_ids, self.centres_px())
         canonical = self.config.split.canonical
         return {c: canonical(d) for c, d in zip(cell_ids, donors, strict=True) if d is not None}
@@ -295,6 +243,24 @@ class RunStages:
         return self._image()[1]
 
     # Nuclei on the H&E.
+
+    def _build_nuclei(self) -> None:
+        """Nuclei of the H&E; without withdrawn donors', but cells are matched to those of all."""
+        if not self.withdrawn:
+            self._build("nuclei", self._write_nuclei)
+            return
+        if any(self.store.find(self.folder_of(stage)) is None for stage in ("nuclei", "cells")):
+            identity = nuclei_of_all(self.run, self.configs, self.inputs)
+            assert identity is not None
+            self._of_all = self._build_as(identity, "nuclei", self._write_nuclei)
+        self._build("nuclei", self._write_nuclei_of_others)
+
+    def _write_nuclei_of_others(self, out: Path, _: Path) -> dict[str, Any]:
+        assert self._of_all is not None
+        self.store.at_hand(self._of_all.folder)
+        return write_nuclei_of_others(
+            out, self._of_all, self._files, self.withdrawn, self.centres_px()
+        )
 
     def _write_nuclei(self, out: Path, kept: Path) -> dict[str, Any]:
         # Seconds of torch that a run whose nuclei are there never needs.
@@ -326,8 +292,11 @@ class RunStages:
             he = None
             if "nuclei" in self.built:
                 he_px_from_xenium_um, mpp, _ = self._image()
+                of_all = self._of_all or self.built["nuclei"]
+                self.store.at_hand(of_all.folder)
+                columns = ["nucleus_id", "x_px", "y_px", "area_um2", "polygon_px"]
                 he = cells.HeSide(
-                    self._he_nuclei("nucleus_id", "x_px", "y_px", "area_um2", "polygon_px"),
+                    pq.read_table(of_all.folder / NUCLEI_FILE, columns=columns),
                     he_px_from_xenium_um,
                     mpp,
                     read_cell_errors(self.built["registration"].folder),
@@ -336,28 +305,13 @@ class RunStages:
             if self.withdrawn:
                 assert self.run.donors is not None
                 image_px_from_xenium_um, *_ = self._image()
+                n_he_nuclei = self.built["nuclei"].summary["n_nuclei"] if he is not None else None
                 withdrawal = cells.Withdrawal(
-                    self.run.donors, self.withdrawn, image_px_from_xenium_um
+                    self.run.donors, self.withdrawn, image_px_from_xenium_um, n_he_nuclei
                 )
             return cells.write_cells(
                 out, kept, xenium, self.configs.cells, species, he, withdrawal, self.blocks
             )
-
-    def _he_nuclei(self, *columns: str) -> pa.Table:
-        return pq.read_table(self.built["nuclei"].folder / NUCLEI_FILE, columns=list(columns))
-
-    def _tell_match_rate(self) -> None:
-        """Warn where fewer nuclei match than the registration's error explains."""
-        summary = self.built["cells"].summary
-        if summary["match"] is None:
-            return
-        rate = MatchRate.model_validate(summary["match"])
-        refined = self.registration().refined
-        remedy = "look at the outlines and the map of matches on the page of the run"
-        if not refined:
-            remedy += '; let registration.refine be true, or set alignment = "auto"'
-        for fault in rate.faults:
-            log.warning("%s matches: %s; %s", self.run.id, fault, remedy)
 
     # Patches, and shards of them.
 
@@ -383,7 +337,9 @@ class RunStages:
         image_px_from_xenium_um, image_mpp, _ = self._image()
         error_um = None
         if self._counts_he_nuclei:
-            he_nuclei = self._he_nuclei("nucleus_id", "x_px", "y_px")
+            he_nuclei = pq.read_table(
+                self.built["nuclei"].folder / NUCLEI_FILE, columns=["nucleus_id", "x_px", "y_px"]
+            )
             places = read_cell_places(self.built["registration"].folder)
             error_um = he_cell_errors(he_nuclei, places)
         elif self.run.slide:
@@ -392,9 +348,10 @@ class RunStages:
         if self.withdrawn:
             table = cells.read_cells(self.built["cells"].folder)
             if self._counts_he_nuclei:
-                all_ids = pd.Series(he_cell_ids(he_nuclei["nucleus_id"].to_numpy()))
+                n_of_all = self.built["nuclei"].summary["n_of_all"]
+                all_ids = pd.Series(he_cell_ids(range(1, n_of_all + 1)))
             else:
-                all_ids = self._cell_ids()
+                all_ids = self._files.cell_ids()
             withdrawn_cell_ids = all_ids[~all_ids.isin(table["cell_id"])].tolist()
         return pack.write_shard_set(
             out,

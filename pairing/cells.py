@@ -70,11 +70,15 @@ class HeSide:
 
 @dataclass(frozen=True, slots=True)
 class Withdrawal:
-    """Donors of a run who must go: `names`, as the file `donors` names them among others."""
+    """Donors of a run who must go: `names`, as the file `donors` names them among others.
+
+    `n_he_nuclei` are those of all others; None where none were looked for.
+    """
 
     donors: Path
     names: tuple[str, ...]
     image_px_from_xenium_um: Transform  # to the pixels in which the file's polygons are
+    n_he_nuclei: int | None
 
 
 def write_cells(
@@ -119,6 +123,9 @@ def write_cells(
         table[["x_um", "y_um"]].to_numpy(), config.neighbors_k, config.neighbors_radius_um
     )
     table = table[stays]
+    n_he_nuclei = he.nuclei.num_rows if he is not None else None
+    if withdrawal is not None:
+        n_he_nuclei = withdrawal.n_he_nuclei
     panel = Panel.of(species, run.genes())
     pq.write_table(pa.Table.from_pandas(table, preserve_index=False), out / CELLS_FILE)
     write_atomically(out / PANEL_FILE, panel.model_dump_json(indent=1).encode())
@@ -129,7 +136,7 @@ def write_cells(
         "n_genes": len(panel.genes),
         "panel_id": panel.panel_id,
         "n_instrument_nuclei": found.n_instrument_nuclei,
-        "n_he_nuclei": he.nuclei.num_rows if he is not None else None,
+        "n_he_nuclei": n_he_nuclei,
         "n_matched": int(table["he_nucleus_id"].notna().sum()),
         "match": found.rate.model_dump() if found.rate is not None else None,
         "counts": counts_qc.model_dump(),

@@ -88,8 +88,8 @@ def displacements_um(
     """From each cell's instrument nucleus to its H&E nucleus: (n, 2) µm along the slide's x and y.
 
     `table` is of the cells artifact, `nuclei` of the bundle, `he_centroids_px` (x, y by nucleus
-    id) of the nuclei artifact. NaN for a cell without an H&E nucleus, and for one with several
-    nuclei, of which the table does not tell the matched one.
+    id) of the nuclei artifact. NaN for a cell without an H&E nucleus or whose H&E nucleus went
+    with a donor, and for one with several nuclei, of which the table does not tell the matched one.
     """
     single = nuclei[nuclei["cell_index"] >= 0].drop_duplicates("cell_index", keep=False)
     has_match = table["he_nucleus_id"].notna().to_numpy()
@@ -97,7 +97,7 @@ def displacements_um(
     cell = single["cell_index"].to_numpy()
     # Of the outlines, as the match measures its distance; the table's centre is the mask's.
     centroid_um = shapely.get_coordinates(shapely.centroid(single["polygon"].to_numpy(object)))
-    he_px = he_centroids_px.loc[table["he_nucleus_id"].to_numpy()[cell]].to_numpy()
+    he_px = he_centroids_px.reindex(table["he_nucleus_id"].to_numpy()[cell]).to_numpy()
     result = np.full((len(table), 2), np.nan)
     result[cell] = (he_px - he_px_from_xenium_um(centroid_um)) * slide_mpp
     return result

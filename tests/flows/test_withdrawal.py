@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import shapely
 
 from flows.cli import main
+from pairing.annotations import read_regions
 from pairing.simulate import SimulationParams, SlideParams, simulate
 from shards.artifact import read_artifact
 from shards.check import validate
@@ -22,6 +24,8 @@ pytestmark = pytest.mark.slow
 CONFIG = """
 name = "cores"
 out = "out"
+[cells]
+unit = "{unit}"
 [patch]
 fov_um = 32
 size_px = 64
@@ -35,7 +39,7 @@ id = "tma"
 xenium = "{run}/outs"
 {image}
 donors = "{donors}"
-labels = "groups.csv"
+{labels}
 """
 
 
@@ -54,6 +58,7 @@ def curate(
     donors: Path | None = None,
     dapi: bool = False,
     model: str = "none",
+    unit: str = "xenium",
 ) -> int:
     truth = pd.read_parquet(run / "truth" / "cells.parquet")
     labels = truth.rename(columns={"type": "group"})[["cell_id", "group"]]
@@ -62,6 +67,8 @@ def curate(
     text = CONFIG.format(
         run=run,
         model=model,
+        unit=unit,
+        labels='labels = "groups.csv"' if unit == "xenium" else "",
         withdraw=", ".join(f'"{name}"' for name in withdraw),
         image='image = "morphology"' if dapi else he,
         donors=donors or run / "truth" / "donors.geojson",
@@ -78,9 +85,11 @@ def shard_set(out: Path) -> Path:
 def artifacts_of(out: Path) -> dict[str, Path]:
     """The newest dataset's artifacts by stage."""
     folders = {"shards": shard_set(out)}
-    record = read_artifact(folders["shards"])
-    assert record is not None
-    return folders | {s: out / "runs" / "tma" / s / fp for s, fp in record.parents.items()}
+    for stage in ("shards", "cells"):
+        record = read_artifact(folders[stage])
+        assert record is not None
+        folders |= {s: out / "runs" / "tma" / s / fp for s, fp in record.parents.items()}
+    return folders
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +187,44 @@ def test_other_stages_and_other_withdrawals_move_nothing(
     assert curate(work, microarray, "somebody of another run", model="compact") == 0
     assert set(stages().values()) == {1}
     assert curate(work, microarray, "D2", model="compact") == 0
-    assert stages() == {"registration": 2, "nuclei": 1, "cells": 2, "patches": 2, "shards": 2}
+    assert stages() == {"registration": 2, "nuclei": 2, "cells": 2, "patches": 2, "shards": 2}
+
+
+@pytest.mark.parametrize(("unit", "kind"), [("xenium", "csv"), ("he_nuclei", "geojson")])
+def test_after_clean_no_nucleus_of_theirs_is_left_and_other_shards_are_as_they_were(
+    microarray: Path, tmp_path: Path, unit: str, kind: str
+) -> None:
+    donors = microarray / "truth" / f"donors.{kind}"
+    outlines = dict(read_regions(microarray / "truth" / "donors.geojson"))
+
+    def nuclei() -> dict[int, shapely.Point]:
+        """Of every file of the output."""
+        tables = [pd.read_parquet(path) for path in (tmp_path / "out").rglob("nuclei.parquet")]
+        table = pd.concat(tables).drop_duplicates("nucleus_id").set_index("nucleus_id")
+        return dict(zip(table.index, shapely.points(table[["x_px", "y_px"]]), strict=True))
+
+    assert curate(tmp_path, microarray, donors=donors, model="compact", unit=unit) == 0
+    before, shards = nuclei(), shard_set(tmp_path / "out")
+    old = {path.name: path.read_bytes() for path in shards.glob("tma-*")}
+    assert curate(tmp_path, microarray, "D2", donors=donors, model="compact", unit=unit) == 0
+    assert nuclei() == before  # of the dataset that was, until it is cleaned
+    assert main(["clean", str(tmp_path / "out")]) == 0
+    theirs = {n for n, place in before.items() if outlines["D2"].contains(place)}
+    assert len(theirs) > 20
+    assert nuclei() == {n: place for n, place in before.items() if n not in theirs}
+    left = shard_set(tmp_path / "out")
+    want = {name: data for name, data in old.items() if donor_slug("D2") not in name}
+    assert {path.name: path.read_bytes() for path in left.glob("tma-*")} == want
+    assert want.keys() < old.keys()
+    assert validate(tmp_path / "out") == []
+    # Nothing is made again, and what has to be is made of all nuclei again.
+    artifacts = artifacts_of(tmp_path / "out")
+    assert curate(tmp_path, microarray, "D2", donors=donors, model="compact", unit=unit) == 0
+    assert artifacts_of(tmp_path / "out") == artifacts
+    shutil.rmtree(artifacts["cells"])
+    assert curate(tmp_path, microarray, "D2", donors=donors, model="compact", unit=unit) == 0
+    assert artifacts_of(tmp_path / "out") == artifacts
+    assert nuclei() == before
 
 
 @pytest.mark.parametrize("kind", ["geojson", "csv"])

@@ -180,13 +180,12 @@ def _cells(folder: Path) -> dict[str, Output]:
     error_um = inputs.errors_um(inputs.cell_ids(len(inputs.xenium_centres_um())))
     he = HeSide(inputs.he_nuclei(), Warp(he_px_from_xenium_um), inputs.HE_MPP, error_um)
     whole = inputs.write_bundle(folder / "outs")
+    without = Withdrawal(donors, ("D2",), he_px_from_xenium_um, he.nuclei.num_rows)
     by_cell = CellsConfig(center="cell", qv_min=25, neighbors_k=3, neighbors_radius_um=20)
     cases: dict[str, tuple[Path, CellsConfig, Any]] = {
         "nuclei": (whole, CellsConfig(), (he,)),
         "cells": (whole, by_cell, (None,)),
-        "withdrawn": (
-            whole, CellsConfig(), (he, Withdrawal(donors, ("D2",), he_px_from_xenium_um)),
-        ),
+        "withdrawn": (whole, CellsConfig(), (he, without)),
         "matrix": (inputs.write_bundle(folder / "m", transcripts=False), CellsConfig(), (None,)),
         "masks": (inputs.write_masked_bundle(folder / "masks"), CellsConfig(), (None,)),
     }  # fmt: skip

@@ -214,7 +214,7 @@ def test_withdrawn_donors_by_polygons(tmp_path: Path) -> None:
     donors.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
     with open_xenium(path) as run:
         whole = Counted(tmp_path / "whole", run, he)
-        withdrawal = Withdrawal(donors, ("D2",), he.px_from_xenium_um)
+        withdrawal = Withdrawal(donors, ("D2",), he.px_from_xenium_um, 0)
         without = Counted(tmp_path / "without", run, he, withdrawal=withdrawal)
     stays = np.asarray(he.nuclei["x_px"]) < middle
     assert 0 < stays.sum() < 12
