@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from flows.built import CuratedRun
@@ -21,7 +22,7 @@ from pairing import cells
 from pairing.annotations import donors_named
 from pairing.registration.record import REGISTRATION_FILE, Registration
 from shards.artifact import RECORD_FILE, ArtifactRecord, sha256_of, write_if_changed
-from shards.cache import Cache
+from shards.cache import Cache, Holding
 from shards.copies import Copies, look_at
 from shards.dataset import panel_path, read_manifest, read_record
 from shards.errors import BadInput, BadInputs
@@ -63,13 +64,10 @@ def held_out_of(config: CurateConfig) -> dict[str, tuple[str, ...]]:
 
 def _donors(run: GivenRun) -> Sequence[str]:
     if isinstance(run.donors, RemotePath):
-        copies = Copies(Cache.of_user())
-        seen = look_at(run.donors)
-        try:
-            copies.hold(run.donors, seen)
+        copies, seen = Copies(Cache.of_user()), look_at(run.donors)
+        with closing(Holding()) as held:
+            copies.hold(run.donors, seen, held)
             return donors_named(copies.place(run.donors, seen))
-        finally:
-            copies.release()
     if run.donors is not None:
         return donors_named(run.donors)
     assert run.donor is not None
@@ -86,14 +84,12 @@ def compose(
 
     Writes the panels and their unions under `config.out`. `held_out` is what `held_out_of` says.
     """
-    try:
+    with closing(Holding()) as held:
         for run in runs:
             for stage in ("registration", "cells", "patches", "shards"):
                 if stage in run.built:
-                    store.at_hand(run.built[stage].folder, texts=True)
+                    store.at_hand(run.built[stage].folder, held, texts=True)
         return _composed(config, runs, held_out)
-    finally:
-        store.release()
 
 
 def _composed(

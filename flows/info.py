@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from pairing.slide import open_slide
 from pairing.xenium import open_xenium
 from segmentation.config import FACTS_FILE, SegmentationFacts
 from shards.artifact import link_or_copy
-from shards.cache import Cache
+from shards.cache import Cache, Holding
 from shards.check import describe
 from shards.copies import Copies, look_at
 from shards.dataset import POINTER_FILE, read_record
@@ -52,17 +53,15 @@ def _describe_remote(path: RemotePath) -> dict[str, Any]:
     if path.suffix == ".json" or (path / POINTER_FILE).is_file():
         return describe(path)
     copies = Copies(Cache.of_user())
-    try:
+    with closing(Holding()) as held:
         seen = look_at(path)
-        copies.hold(path, seen)
+        copies.hold(path, seen, held)
         copy = copies.place(path, seen)
         if path.suffix == ".tar" and (table := path.with_suffix(".parquet")).is_file():
             seen = look_at(table)
-            copies.hold(table, seen)
+            copies.hold(table, seen, held)
             link_or_copy(copies.place(table, seen), copy.with_suffix(".parquet"))
         return describe_path(copy)
-    finally:
-        copies.release()
 
 
 def _shard(path: Path) -> dict[str, Any]:

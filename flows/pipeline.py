@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -14,13 +14,13 @@ from typing import TypeVar
 from flows import conflicts
 from flows.built import Blocks, Built, Call, CuratedRun, direct
 from flows.compose import compose, held_out_of
-from flows.config import RUN_FILES, CurateConfig, GivenRun
+from flows.config import CurateConfig, GivenRun
 from flows.failures import words_of
 from flows.log import working_on
 from flows.stages import RunStages
+from shards.cache import Holding
 from shards.content import ContentHashes
 from shards.errors import BadInput
-from shards.remote import RemotePath
 from shards.schema import Dataset
 from shards.store import Store, store_of
 
@@ -74,10 +74,9 @@ def plan_runs(
     planned: list[RunStages] = []
     failures: dict[str, Exception] = {}
     for run in _chosen(config, only):
-        with _collecting(run.id, config.out, failures):
-            planned.append(RunStages(config, run, hashes, blocks, device, call, store))
+        with _collecting(run.id, config.out, failures), closing(Holding()) as held:
+            planned.append(RunStages(config, run, hashes, blocks, device, call, store, held))
             hashes.save()
-            hashes.release()
     bundles = [(p.run, p.inputs["xenium"]) for p in planned]
     _add(conflicts.same_bundles(bundles, config.split), failures)
     return _without(planned, failures), failures
@@ -103,8 +102,6 @@ def curate(
     under its fingerprint is not made again.
     """
     store = store or store_of(config.out, config.remote)
-    if runs_at_once > 1:
-        _refuse_urls(config)
     held_out = held_out_of(config)
     everything, failures = plan_runs(config, blocks, store, device=device, call=call, only=only)
     n_registered_at_once = 1 if runs_at_once == 1 else _REGISTRATIONS_PER_RUN_AT_ONCE * runs_at_once
@@ -120,19 +117,6 @@ def curate(
     store.publish(dataset)
     log.info("dataset %s: %d pairs", dataset.fingerprint, dataset.totals.kept)
     return Curated(tuple(runs), failures, dataset, built)
-
-
-def _refuse_urls(config: CurateConfig) -> None:
-    """Copies of what lies behind URLs are let go run by run: another's would go with them."""
-    inputs = [getattr(run, key) for run in config.runs for key in RUN_FILES]
-    remote = [path for path in (config.remote, *inputs) if isinstance(path, RemotePath)]
-    if remote:
-        raise BadInput(
-            "--runs-at-once",
-            expected="folders and files of this machine where several runs are worked on at once",
-            found=f"{remote[0]}" + f" and {len(remote) - 1} others" * (len(remote) > 1),
-            remedy="leave --runs-at-once out, or mount the store as a folder",
-        )
 
 
 def _each(

@@ -40,7 +40,8 @@ from pairing.warp import Warp
 from pairing.xenium import open_xenium
 from segmentation.config import NUCLEI_FILE
 from segmentation.maps import Tasks
-from shards.artifact import Identity, Make
+from shards.artifact import Identity, Made, Make
+from shards.cache import Holding
 from shards.content import ContentHashes
 from shards.dataset import read_record
 from shards.errors import BadInput
@@ -53,7 +54,8 @@ class RunStages:
     """Builds or finds the artifacts of one run, stage by stage.
 
     Their identities are known before any of them is there: `identities`, in order. Files that lie
-    behind URLs are fetched when a stage is made; `run` names where their copies are then.
+    behind URLs are fetched when a stage is made, and `held` until `release`; `run` names where
+    their copies are then.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class RunStages:
         device: str,
         call: Call,
         store: Store,
+        held: Holding,
     ) -> None:
         self.config = config
         self.store = store
@@ -73,7 +76,7 @@ class RunStages:
         self.call = call
         self.built: dict[Stage, Built] = {}
         self._of_all: Built | None = None  # nuclei, those of withdrawn donors too
-        self._files = RunFiles(run, hashes)
+        self._files = RunFiles(run, hashes, held)
         self.inputs, self.run = self._files.inputs, self._files.run
         self.configs = StageConfigs.of(config, self.run)
         self.withdrawn = withdrawn_of(self._files, config.split)
@@ -83,7 +86,7 @@ class RunStages:
         """Have copies of the files behind URLs there, and the registration, until `release`."""
         self._files.hold()
         if "registration" in self.built:
-            self.store.at_hand(self.built["registration"].folder)
+            self.store.at_hand(self.built["registration"].folder, self._files.held)
 
     @contextmanager
     def at_hand(self) -> Iterator[None]:
@@ -91,15 +94,14 @@ class RunStages:
         try:
             self.hold_inputs()
             for built in self.built.values():
-                self.store.at_hand(built.folder)
+                self.store.at_hand(built.folder, self._files.held)
             yield
         finally:
             self.release()
 
     def release(self) -> None:
         """Copies of this run's files and artifacts are not needed any more."""
-        self._files.release()
-        self.store.release()
+        self._files.held.close()
 
     def folder_of(self, stage: Stage) -> Path:
         """Where the artifact of a stage is or will be."""
@@ -121,7 +123,7 @@ class RunStages:
     def finish(self) -> CuratedRun:
         """All that follows the registration."""
         if "registration" in self.built:
-            self.store.at_hand(self.built["registration"].folder)
+            self.store.at_hand(self.built["registration"].folder, self._files.held)
         if "nuclei" in self.identities:
             self._build_nuclei()
         self._build("cells", self._write_cells)
@@ -136,7 +138,7 @@ class RunStages:
     def _build(self, stage: Stage, make: Make) -> None:
         self.built[stage] = self._build_as(self.identities[stage], stage, make)
         if stage == "registration":  # small, and looked at in every run
-            self.store.at_hand(self.built[stage].folder)
+            self.store.at_hand(self.built[stage].folder, self._files.held)
 
     def _build_as(self, identity: Identity, stage: Stage, make: Make) -> Built:
         def build() -> Built:
@@ -147,6 +149,7 @@ class RunStages:
                 partial(self._make, identity, make),
                 provenance={"cellpair": cellpair_version()},
                 check_inputs=partial(self._files.check_unchanged, identity.inputs),
+                held=self._files.held,
             )
             seconds = round(time.monotonic() - start_s, 3)
             return Built(
@@ -165,10 +168,11 @@ class RunStages:
             )
         return built
 
-    def _make(self, identity: Identity, make: Make, out: Path, kept: Path) -> dict[str, Any]:
+    def _make(self, identity: Identity, make: Make, out: Path, kept: Path) -> dict[str, Any] | Made:
         self.hold_inputs()
         for parent in identity.parents:
-            self.store.at_hand(next(b.folder for s, b in self.built.items() if s == parent))
+            folder = next(b.folder for s, b in self.built.items() if s == parent)
+            self.store.at_hand(folder, self._files.held)
         return make(out, kept)
 
     # Registration: the alignment, given or found, and what it must withstand.
@@ -257,7 +261,7 @@ class RunStages:
 
     def _write_nuclei_of_others(self, out: Path, _: Path) -> dict[str, Any]:
         assert self._of_all is not None
-        self.store.at_hand(self._of_all.folder)
+        self.store.at_hand(self._of_all.folder, self._files.held)
         return write_nuclei_of_others(
             out, self._of_all, self._files, self.withdrawn, self.centres_px()
         )
@@ -293,7 +297,7 @@ class RunStages:
             if "nuclei" in self.built:
                 he_px_from_xenium_um, mpp, _ = self._image()
                 of_all = self._of_all or self.built["nuclei"]
-                self.store.at_hand(of_all.folder)
+                self.store.at_hand(of_all.folder, self._files.held)
                 columns = ["nucleus_id", "x_px", "y_px", "area_um2", "polygon_px"]
                 he = cells.HeSide(
                     pq.read_table(of_all.folder / NUCLEI_FILE, columns=columns),
@@ -325,7 +329,7 @@ class RunStages:
         registration, warp = read_registration(self.built["registration"].folder)
         return warp, registration.slide_mpp, partial(open_slide, self.run.slide, mpp=self.run.mpp)
 
-    def _write_patches(self, out: Path, kept: Path) -> dict[str, Any]:
+    def _write_patches(self, out: Path, kept: Path) -> Made:
         image_px_from_xenium_um, _, open_image = self._image()
         table = cells.read_cells(self.built["cells"].folder)
         centres_px = image_px_from_xenium_um(table[["x_um", "y_um"]].to_numpy())
@@ -333,7 +337,7 @@ class RunStages:
             out, kept, open_image, centres_px, self.configs.patch, self.blocks
         )
 
-    def _write_shards(self, out: Path, kept: Path) -> dict[str, Any]:
+    def _write_shards(self, out: Path, kept: Path) -> Made:
         image_px_from_xenium_um, image_mpp, _ = self._image()
         error_um = None
         if self._counts_he_nuclei:

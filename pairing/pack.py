@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +19,7 @@ from pairing.geometry import Points, Transform
 from pairing.pack_plan import Rows, as_numbers, in_hashed_order, plan_shards, tar_bytes
 from pairing.pack_samples import MapTasks, RunTables, ShardTasks, read_shard_info, write_task
 from pairing.patches import INDEX_FILE
-from shards.artifact import link_or_copy, tell_found, write_atomically
+from shards.artifact import Made, link_or_copy, tell_found, write_atomically
 from shards.dataset import read_record
 from shards.errors import BadInput
 from shards.schema import (
@@ -83,7 +82,7 @@ def write_shard_set(
     labels: Path | None = None,
     withdrawn: Collection[str] = (),
     withdrawn_cell_ids: Sequence[str] = (),
-) -> dict[str, Any]:
+) -> Made:
     """Write the shards and the manifest of one run into `out`; returns the figures of the stage.
 
     Every cell of the run is either in a shard or counted under the reason why not; a cell that
@@ -163,11 +162,13 @@ def write_shard_set(
         shards=infos,
     )
     write_atomically(out / MANIFEST_FILE, manifest.model_dump_json(indent=1).encode())
-    return {
+    summary = {
         **totals.model_dump(),
         "n_cells_of_donor": n_cells_of_donor,
         "n_flagged": {flag: int(patches[flag].sum()) for flag in FLAGS},
     }
+    tars = {f"{info.name}.tar": info.tar_sha256 for info in infos}
+    return Made(summary, tars | {f"{info.name}.parquet": info.table_sha256 for info in infos})
 
 
 def _written(

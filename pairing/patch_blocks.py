@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -81,17 +82,22 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class CutBlock:
-    """What became of a block: its rows of the index, the damage met, and the tiles decoded."""
+    """What became of a block: its rows of the index, the damage met, and the tiles decoded.
+
+    `sha256` is of its file of patches.
+    """
 
     index: pa.Table
     damage: tuple[Damage, ...]
     n_decoded: int
+    sha256: str
 
 
 class BlockNotes(DamageReport):
-    """What a block's table tells beside its rows."""
+    """What a block's table tells beside its rows; `sha256` is of the patches' file."""
 
     n_decoded: int
+    sha256: str
 
 
 OpenImage = Callable[[], AbstractContextManager[Slide]]
@@ -150,10 +156,13 @@ def cut_block(
         once, tiles = opened.decoding_once(wanted, look.fill)
         slide, met = once.tolerant()
         numbers, sizes, scores = list[int](), list[int](), list[Scores]()
+        sha = hashlib.sha256()
         for rows in rows_of_grid(slide, tiles, grid, corners, look.grey_scale):
             numbers += rows.numbers
             for rgb in rows.patches(spec.size_px):
-                sizes.append(part.write(encoded(rgb, spec.jpeg_quality)))
+                jpeg = encoded(rgb, spec.jpeg_quality)
+                sizes.append(part.write(jpeg))
+                sha.update(jpeg)
             if spec.image == "he":
                 scores.append(_scores(rows, spec))
     known = {(d.kind, d.box): d for d in (*block.damage, *met)}
@@ -169,7 +178,9 @@ def cut_block(
         **{name: _score(name, scores, len(numbers)) for name in SCORES},
     }
     found = {(d.kind, d.box): d for d in met}
-    notes = BlockNotes(damage=tuple(found.values()), n_decoded=tiles.n_decoded)
+    notes = BlockNotes(
+        damage=tuple(found.values()), n_decoded=tiles.n_decoded, sha256=sha.hexdigest()
+    )
     metadata = {_NOTES_KEY: notes.model_dump_json()}
     index = pa.table(columns, schema=INDEX_SCHEMA).replace_schema_metadata(metadata)
     with written_aside(out / f"{block.name}.parquet") as path:
@@ -212,7 +223,7 @@ def read_block(out: Path, name: str) -> CutBlock | None:
         return None
     table = pq.read_table(path)
     notes = BlockNotes.model_validate_json(table.schema.metadata[_NOTES_KEY.encode()])
-    return CutBlock(table.replace_schema_metadata(), notes.damage, notes.n_decoded)
+    return CutBlock(table.replace_schema_metadata(), notes.damage, notes.n_decoded, notes.sha256)
 
 
 def jpgs_file(name: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +29,7 @@ from pairing.patch_blocks import (
 from pairing.slide import Slide
 from pairing.slide_damage import merged
 from pairing.xenium import open_xenium
-from shards.artifact import link_or_copy, tell_found
+from shards.artifact import Made, link_or_copy, tell_found
 from shards.errors import BadInput
 from shards.schema import PatchSpec
 
@@ -56,7 +56,7 @@ def write_patches(
     centres_px: Points,
     spec: PatchSpec,
     map_blocks: MapBlocks,
-) -> dict[str, Any]:
+) -> Made:
     """Cut the patches of all cells into `out`; returns the figures of the stage.
 
     Blocks are published one by one in `kept`; those that lie there already are not cut again.
@@ -88,7 +88,7 @@ def write_patches(
     report = DamageReport(damage=tuple(damage))
     n_decoded = sum(block.n_decoded for block in done)
     (out / DAMAGE_FILE).write_text(report.model_dump_json(indent=1) + "\n")
-    return {
+    summary = {
         "n_cut": index.num_rows,
         "n_outside_slide": len(centres_px) - index.num_rows,
         "n_edge": int(np.count_nonzero(index["edge"].to_numpy())),
@@ -101,6 +101,8 @@ def write_patches(
         "grey_scale": grey_scale,
         "slide_notes": list(slide.notes),
     }
+    hashes = {jpgs_file(block.name): cut.sha256 for block, cut in zip(blocks, done, strict=True)}
+    return Made(summary, hashes)
 
 
 class PatchReader:

@@ -15,6 +15,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -79,9 +80,20 @@ class Lost(RuntimeError):
     """The lock was taken over while this process stood still; what it did is thrown away."""
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """The figures of a stage, and SHA-256 of files that it knows from writing them.
+
+    Files of gigabytes would have to be read back for it, when they have left the system's cache.
+    """
+
+    summary: dict[str, Any]
+    sha256s: Mapping[str, str]
+
+
 # Makes the files of an artifact in the first folder and returns its figures. What it publishes
 # block by block in the second one is there again after a kill.
-Make = Callable[[Path, Path], dict[str, Any]]
+Make = Callable[[Path, Path], dict[str, Any] | Made]
 
 
 def read_artifact(directory: Path) -> ArtifactRecord | None:
@@ -123,7 +135,7 @@ def build_artifact(
     provenance: Mapping[str, str],
     check_inputs: Callable[[], None],
 ) -> tuple[Path, ArtifactRecord, bool]:
-    """Make `parent/<fingerprint>/` by `make(folder, blocks) -> summary`, unless it is there.
+    """Make `parent/<fingerprint>/` by `make(folder, blocks)`, unless it is there.
 
     Returns the folder, its record, and whether it was reused. One process builds an artifact at a
     time: others wait for it and then reuse. `check_inputs` raises where a raw input is not what it
@@ -143,9 +155,11 @@ def build_artifact(
         try:
             aside.mkdir()
             blocks.mkdir(exist_ok=True)
-            summary = make(aside, blocks)
+            made = make(aside, blocks)
             check_inputs()
-            record = _record(aside, identity, provenance, summary)
+            record = _record(
+                aside, identity, provenance, made if isinstance(made, Made) else Made(made, {})
+            )
             _publish(aside, directory, record)
         except OSError as error:
             # Whoever stands still for long is taken for dead, and another goes on in its place.
@@ -175,17 +189,20 @@ def _make_room(directory: Path) -> None:
 
 
 def _record(
-    aside: Path, identity: Identity, provenance: Mapping[str, str], summary: dict[str, Any]
+    aside: Path, identity: Identity, provenance: Mapping[str, str], made: Made
 ) -> ArtifactRecord:
+    files = {str(path.relative_to(aside)): path for path in files_under(aside)}
     return ArtifactRecord(
         **identity.model_dump(),
         fingerprint=identity.fingerprint,
         provenance=dict(provenance),
         files={
-            str(p.relative_to(aside)): FileFacts(sha256=sha256_of(p), n_bytes=p.stat().st_size)
-            for p in files_under(aside)
+            name: FileFacts(
+                sha256=made.sha256s.get(name) or sha256_of(path), n_bytes=path.stat().st_size
+            )
+            for name, path in files.items()
         },
-        summary=summary,
+        summary=made.summary,
     )
 
 

@@ -11,7 +11,7 @@ import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -167,6 +167,29 @@ class Entry:
         if self.marker >= 0:
             os.close(self.marker)
             self.marker = -1
+
+
+class Holding:
+    """Entries that one user of the cache needs, by what they are copies of; until `close`."""
+
+    def __init__(self) -> None:
+        self._entries: dict[Hashable, Entry] = {}
+
+    def get(self, key: Hashable) -> Entry | None:
+        return self._entries.get(key)
+
+    def add(self, key: Hashable, entry: Entry) -> None:
+        """Hold it, and no more another one of the same."""
+        before = self._entries.get(key)
+        self._entries[key] = entry
+        if before is not None:
+            before.close()
+
+    def close(self) -> None:
+        """None of them is needed any more. Others may be added then."""
+        for entry in self._entries.values():
+            entry.close()
+        self._entries.clear()
 
 
 def _n_bytes(folder: Path) -> int:

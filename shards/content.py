@@ -8,11 +8,12 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 
 from shards.artifact import sha256_of, write_if_changed
-from shards.cache import Cache
+from shards.cache import Cache, Holding
 from shards.copies import Copies, Seen, look_at
 from shards.errors import BadInput
 from shards.remote import Location, ObjectFacts, RemotePath
@@ -51,13 +52,14 @@ class ContentHashes:
         """Local copies of the inputs behind URLs."""
         return Copies(Cache.of_user())
 
-    def of(self, path: Location) -> str:
+    def of(self, path: Location, held: Holding | None = None) -> str:
         """20 hex digits for a file or a folder.
 
+        Where a copy has to be fetched to know them it is `held` then; without, it is let go.
         Raises BadInput where a file changes while it is read, or can't be read at all.
         """
         if isinstance(path, RemotePath):
-            return self._of_remote(path)
+            return self._of_remote(path, held)
         self._seen[path] = seen = _look_at(path)
         keys = {p: _key(p, s) for p, s in seen.items()}
         n_new_bytes = sum(s[0] for p, s in seen.items() if keys[p] not in self._known)
@@ -81,11 +83,12 @@ class ContentHashes:
             return None
         return self.of(path) if all(_key(p, s) in self._known for p, s in seen.items()) else None
 
-    def _of_remote(self, source: RemotePath) -> str:
+    def _of_remote(self, source: RemotePath, held: Holding | None) -> str:
         self._seen_there[source] = seen = look_at(source)
         keys = {name: _key_there(source, name, facts) for name, facts in seen.items()}
         if any(key not in self._known for key in keys.values()):
-            hashes = self.copies.sha256s(source, seen)
+            with closing(Holding()) as own:
+                hashes = self.copies.sha256s(source, seen, held or own)
             self._learnt = True
             self._known |= {keys[n]: hashes[n] for n, facts in seen.items() if facts.version}
         else:
@@ -117,20 +120,15 @@ class ContentHashes:
             return self.copies.place(path, self._seen_there[path])
         return path
 
-    def hold(self, paths: Iterable[Location]) -> None:
-        """Have the copies of what was hashed behind URLs there, until `release`.
+    def hold(self, paths: Iterable[Location], held: Holding) -> None:
+        """Have the copies of what was hashed behind URLs there for as long as they are `held`.
 
         Raises BadInput where there is something else by now, BadSetting where the cache has no
         room.
         """
         for path in paths:
             if isinstance(path, RemotePath):
-                self.copies.hold(path, self._seen_there[path])
-
-    def release(self) -> None:
-        """No copy is needed any more."""
-        if self._seen_there:
-            self.copies.release()
+                self.copies.hold(path, self._seen_there[path], held)
 
     def save(self) -> None:
         """Write the memory, with what other processes have remembered meanwhile.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from shards.artifact import write_atomically
-from shards.cache import Cache, Entry
+from shards.cache import Cache, Holding
 from shards.errors import BadInput
 from shards.remote import ObjectFacts, RemotePath
 from shards.schema import digest
@@ -41,27 +41,28 @@ def look_at(source: RemotePath) -> Seen:
 
 
 class Copies:
-    """Copies of inputs, entries of `cache`, held until `release`.
+    """Copies of inputs, entries of `cache`.
 
     A copy is of one version of each object: one that was changed since is another copy.
     """
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
-        self._held: dict[RemotePath, Entry] = {}
 
     def place(self, source: RemotePath, seen: Seen) -> Path:
         """Where the copy of a file or folder as it was `seen` is, or will be."""
         named = {name: [facts.st_size, facts.version] for name, facts in seen.items()}
         return self._cache.folder / f"input-{digest([source.url, named])}" / source.name
 
-    def hold(self, source: RemotePath, seen: Seen) -> None:
-        """Have the copy there until `release`. Raises as `sha256s`."""
-        if source not in self._held:
-            self.sha256s(source, seen)
+    def hold(self, source: RemotePath, seen: Seen, held: Holding) -> None:
+        """Have the copy there for as long as it is `held`. Raises as `sha256s`."""
+        if held.get(source) is None:
+            self.sha256s(source, seen, held)
 
-    def sha256s(self, source: RemotePath, seen: Seen) -> dict[str, str]:
+    def sha256s(self, source: RemotePath, seen: Seen, held: Holding) -> dict[str, str]:
         """The hashes of the files that were `seen`, which are fetched where they are not here.
+
+        The copy is `held` then.
 
         Raises BadInput where one is another by now, BadSetting where the cache has no room.
         """
@@ -81,17 +82,8 @@ class Copies:
         except BaseException:
             entry.close()
             raise
-        before = self._held.pop(source, None)
-        self._held[source] = entry
-        if before is not None:
-            before.close()
+        held.add(source, entry)
         return {name: hashes[name] for name in seen}
-
-    def release(self) -> None:
-        """No copy that was handed out is needed any more."""
-        for entry in self._held.values():
-            entry.close()
-        self._held.clear()
 
 
 def _fetch(source: RemotePath, seen: Mapping[str, ObjectFacts], copy: Path) -> dict[str, str]:

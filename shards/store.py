@@ -28,7 +28,7 @@ from shards.artifact import (
     sha256_of,
     write_atomically,
 )
-from shards.cache import Cache, Entry, cache_folder
+from shards.cache import Cache, Entry, Holding, cache_folder
 from shards.claim import CLAIM_SUFFIX, claimed
 from shards.copies import fetch_checked
 from shards.dataset import POINTER_FILE, publish_dataset
@@ -75,16 +75,17 @@ class Store:
         *,
         provenance: Mapping[str, str],
         check_inputs: Callable[[], None],
+        held: Holding,
     ) -> tuple[Path, ArtifactRecord, bool]:
         """As `build_artifact`; what the folder holds is for `at_hand` to see to."""
         return build_artifact(
             parent, identity, make, provenance=provenance, check_inputs=check_inputs
         )
 
-    def at_hand(self, folder: Path, *, texts: bool = False) -> Path:
+    def at_hand(self, folder: Path, held: Holding, *, texts: bool = False) -> Path:
         """The folder of an artifact, as `build` gave it, with its files, or its JSON files only.
 
-        They stay until `release`.
+        They stay for as long as they are `held`.
         """
         return folder
 
@@ -93,9 +94,6 @@ class Store:
 
     def save(self) -> None:
         """Have the texts of the working copy (log, history, pages) where others read them."""
-
-    def release(self) -> None:
-        """Nothing of what was handed out is needed any more."""
 
     def told(self, path: Path) -> str:
         """Where a person finds a file of `root`."""
@@ -114,7 +112,6 @@ class RemoteStore(Store):
         super().__init__(root)
         self.remote = remote
         self._cache = cache
-        self._held: dict[Path, Entry] = {}
         self._known: dict[Path, tuple[RemotePath, ArtifactRecord]] = {}
         self._saved: dict[str, str] = {}  # SHA-256 of texts as they lie there
 
@@ -169,6 +166,7 @@ class RemoteStore(Store):
         *,
         provenance: Mapping[str, str],
         check_inputs: Callable[[], None],
+        held: Holding,
     ) -> tuple[Path, ArtifactRecord, bool]:
         directory = parent / identity.fingerprint
         if (record := self.find(directory)) is not None:
@@ -184,13 +182,14 @@ class RemoteStore(Store):
                 parent, identity, make, provenance=provenance, check_inputs=check_inputs
             )
             self._upload(directory, record)
-            return self._moved(directory, record), record, reused
+            return self._moved(directory, record, held), record, reused
 
-    def at_hand(self, folder: Path, *, texts: bool = False) -> Path:
+    def at_hand(self, folder: Path, held: Holding, *, texts: bool = False) -> Path:
         at, record = self._known[folder]
         names = [n for n in record.files if not texts or n.endswith(".json")]
-        if (entry := self._held.get(folder)) is None:
-            entry = self._held[folder] = self._cache.entry(folder.parent.name)
+        if (entry := held.get(folder)) is None:
+            entry = self._cache.entry(folder.parent.name)
+            held.add(folder, entry)
         with entry.filling():
             self._fetch(entry, folder, at, record, names)
         return folder
@@ -213,11 +212,6 @@ class RemoteStore(Store):
                 if not path.is_file() or not name.endswith(suffixes) or name == POINTER_FILE:
                     continue
                 self._put(name)
-
-    def release(self) -> None:
-        for entry in self._held.values():
-            entry.close()
-        self._held.clear()
 
     def told(self, path: Path) -> str:
         return str(self._behind(path))
@@ -268,10 +262,11 @@ class RemoteStore(Store):
         (at / RECORD_FILE).write_bytes((directory / RECORD_FILE).read_bytes())
         notes.unlink(missing_ok=True)
 
-    def _moved(self, directory: Path, record: ArtifactRecord) -> Path:
-        """An uploaded artifact as an entry of the cache, which may be dropped from now on."""
+    def _moved(self, directory: Path, record: ArtifactRecord, held: Holding) -> Path:
+        """An uploaded artifact as an entry of the cache, to be dropped once it is not held."""
         folder = self._place_of(directory, record)
-        entry = self._held[folder] = self._cache.entry(folder.parent.name)
+        entry = self._cache.entry(folder.parent.name)
+        held.add(folder, entry)
         with entry.filling():
             entry.make_room(_size(record), directory, is_here=True)
             shutil.rmtree(folder, ignore_errors=True)

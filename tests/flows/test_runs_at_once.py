@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,9 @@ from flows.built import Built
 from flows.cluster import BlockMap, Runtime
 from flows.config import read_curate_config
 from flows.log import logged_to
+from shards.artifact import RECORD_FILE, files_under
+from shards.cache import Cache
+from shards.remote import remote_path
 from tests.flows import ruined
 
 CONFIG = """\
@@ -50,9 +55,11 @@ def raw(simulated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def curated(raw: Path, name: str, runs_at_once: int, call: pipeline.Call) -> pipeline.Curated:
+def curated(
+    raw: Path, name: str, runs_at_once: int, call: pipeline.Call, text: str = CONFIG
+) -> pipeline.Curated:
     path = raw / f"{name}.toml"
-    path.write_text(CONFIG.format(out=name))
+    path.write_text(text.format(out=name))
     config = read_curate_config(path)
     with logged_to(config.out), BlockMap(Runtime(workers=1)) as blocks:
         return pipeline.curate(
@@ -81,3 +88,35 @@ def test_runs_at_once_give_what_one_after_the_other_does(
     told = (raw / "several" / "logs" / "c.log").read_text()
     assert "[c patches] c patches: made" in told
     assert "[a " not in told
+
+
+@pytest.mark.slow
+def test_runs_behind_urls_are_worked_on_at_once_too(
+    raw: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CELLPAIR_CACHE", str(tmp_path / "cache"))
+    inputs = remote_path(f"{bucket}/raw")
+    for path in sorted(p for p in raw.rglob("*") if p.is_file() and p.parts[-2] != "truth"):
+        if path.relative_to(raw).parts[0] in ("a", "bad", "c"):
+            (inputs / path.relative_to(raw).as_posix()).upload(path)
+    text = CONFIG
+    for key in ("xenium", "slide", "alignment"):
+        text = re.sub(f'(?m)^{key} = "(.*)"$', rf'{key} = "{inputs.url}/\1"', text)
+    text = text.replace("{out}", f"{bucket}/out")
+    one = curated(raw, "here", 1, pipeline.direct)
+    several = curated(raw, "there", 3, pipeline.direct, text)
+    assert [run.config.id for run in several.runs] == ["a", "c"]
+    assert list(several.failures) == list(one.failures) == ["bad"]
+    assert several.dataset == one.dataset
+    there = remote_path(f"{bucket}/out")
+    for run in one.runs:
+        for built in run.built.values():
+            folder = built.folder.relative_to(raw / "here").as_posix()
+            for path in files_under(built.folder):
+                name = path.relative_to(built.folder).as_posix()
+                if name != RECORD_FILE:
+                    assert (there / folder / name).read_bytes() == path.read_bytes()
+    # Nothing is held any more: all of it goes when room is needed.
+    with closing(Cache.of_user().entry("other")) as other:
+        other.make_room(Cache.of_user().limit_bytes, "other")
+    assert [p.name for p in (tmp_path / "cache" / "copies").iterdir() if p.is_dir()] == ["other"]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.trust import disk, harness
 from flows import transient
 from flows.cli import main
 from flows.config import read_curate_config
@@ -183,6 +184,32 @@ def test_a_store_that_goes_in_the_middle(
     assert records_are_whole(half)
     assert "dataset.json" not in half
     assert curate(tmp_path, simulated, out=bucket) == 0
+    assert datasets(objects(bucket)) == in_a_folder
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(disk.NEEDS_ROOT, reason="a tmpfs needs Linux and root")
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.9])
+def test_a_full_disk_of_the_cache(
+    simulated: Path,
+    in_a_folder: Objects,
+    bucket: str,
+    tmp_path: Path,
+    share: float,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with disk.small_disk(harness.Place(tmp_path, simulated, "none")) as full:
+        monkeypatch.setenv("CELLPAIR_CACHE", str(full.folder))
+        full.leave(round(share * sum(map(len, in_a_folder.values()))))
+        assert curate(tmp_path, simulated, out=bucket) == 1
+        assert "No space left" in caplog.text + capsys.readouterr().err
+        half = objects(bucket)
+        assert records_are_whole(half)
+        assert "dataset.json" not in half
+        full.grow()
+        assert curate(tmp_path, simulated, out=bucket) == 0
     assert datasets(objects(bucket)) == in_a_folder
 
 

@@ -24,6 +24,7 @@ from pairing.xenium import open_xenium
 from segmentation.config import NUCLEI_FILE, SegmentationConfig, weights_digest
 from segmentation.segment import write_nuclei
 from shards.artifact import RECORD_FILE, read_artifact
+from shards.cache import Holding
 from shards.content import ContentHashes
 from shards.schema import PatchSpec, digest
 from shards.store import Store
@@ -101,7 +102,8 @@ def fixed_config(folder: Path, paths: dict[str, Path]) -> CurateConfig:
 def stages_of(config: CurateConfig, folder: Path) -> RunStages:
     """The stages of the config's one run; raw inputs are hashed anew."""
     hashes = ContentHashes(folder / "hashes.json")
-    return RunStages(config, config.runs[0], hashes, InProcess(), "cpu", direct, Store(config.out))
+    store, held = Store(config.out), Holding()
+    return RunStages(config, config.runs[0], hashes, InProcess(), "cpu", direct, store, held)
 
 
 def identities(folder: Path) -> dict[Stage, Any]:

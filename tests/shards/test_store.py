@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from shards.artifact import RECORD_FILE, ArtifactRecord, Identity
-from shards.cache import Cache
+from shards.cache import Cache, Holding
 from shards.errors import BadInput, BadSetting
 from shards.remote import RemotePath, remote_path
 from shards.store import RemoteStore
@@ -45,20 +45,28 @@ def never(out: Path, kept: Path) -> dict[str, Any]:
 
 
 def build(store: RemoteStore, make: Any = make) -> tuple[Path, ArtifactRecord, bool]:
-    return store.build(
-        store.root / "runs" / "r" / "s",
-        IDENTITY,
-        make,
-        provenance={},
-        check_inputs=lambda: None,
-    )
+    with closing(Holding()) as held:
+        return store.build(
+            store.root / "runs" / "r" / "s",
+            IDENTITY,
+            make,
+            provenance={},
+            check_inputs=lambda: None,
+            held=held,
+        )
+
+
+@pytest.fixture
+def held() -> Iterator[Holding]:
+    with closing(Holding()) as held:
+        yield held
 
 
 def artifact(store: RemoteStore) -> RemotePath:
     return store.remote / "runs/r/s" / IDENTITY.fingerprint
 
 
-def test_an_artifact_made_on_one_machine_is_reused_on_another(store: Opened) -> None:
+def test_an_artifact_made_on_one_machine_is_reused_on_another(store: Opened, held: Holding) -> None:
     here, there = store("a"), store("b")
     folder, record, reused = build(here)
     assert not reused
@@ -67,9 +75,9 @@ def test_an_artifact_made_on_one_machine_is_reused_on_another(store: Opened) -> 
     assert reused
     assert same == record
     assert not found.exists()
-    there.at_hand(found, texts=True)
+    there.at_hand(found, held, texts=True)
     assert sorted(p.name for p in found.iterdir()) == [RECORD_FILE, "facts.json"]
-    there.at_hand(found)
+    there.at_hand(found, held)
     assert {p.name: p.read_bytes() for p in found.iterdir()}.items() >= FILES.items()
 
 
@@ -115,40 +123,40 @@ def test_a_truncated_object_has_its_artifact_made_again(
     assert (artifact(here) / "part-1.bin").read_bytes() == FILES["part-1.bin"]
 
 
-def test_a_swapped_object_is_told_when_it_is_fetched(store: Opened) -> None:
+def test_a_swapped_object_is_told_when_it_is_fetched(store: Opened, held: Holding) -> None:
     build(store("a"))
     here = store("b")
     (artifact(here) / "part-1.bin").write_bytes(FILES["part-2.bin"])
     folder, *_ = build(here, never)
     with pytest.raises(BadInput, match=r"part-1\.bin") as error:
-        here.at_hand(folder)
+        here.at_hand(folder, held)
     assert "sha256" in error.value.found
     assert not (folder / "part-1.bin").exists()
 
 
-def test_copies_that_nobody_holds_go_when_room_is_needed(store: Opened) -> None:
+def test_copies_that_nobody_holds_go_when_room_is_needed(store: Opened, held: Holding) -> None:
     build(store("a"))
     n_bytes = sum(map(len, FILES.values()))
     here = store("b", limit_bytes=n_bytes + 10)
     folder, *_ = build(here, never)
-    here.at_hand(folder)
+    here.at_hand(folder, held)
     cache = Cache(here.root.parent, n_bytes + 10)
     with closing(cache.entry("other")) as other:
         with pytest.raises(BadSetting, match="CELLPAIR_CACHE_BYTES"):
             other.make_room(100, "other")
-        here.release()
+        held.close()
         other.make_room(100, "other")
     assert not folder.exists()
-    here.at_hand(folder)
+    here.at_hand(folder, held)
     assert (folder / "part-1.bin").read_bytes() == FILES["part-1.bin"]
 
 
-def test_an_object_larger_than_the_cache_is_refused(store: Opened) -> None:
+def test_an_object_larger_than_the_cache_is_refused(store: Opened, held: Holding) -> None:
     build(store("a"))
     here = store("b", limit_bytes=9000)
     folder, *_ = build(here, never)
     with pytest.raises(BadSetting, match="raise CELLPAIR_CACHE_BYTES"):
-        here.at_hand(folder)
+        here.at_hand(folder, held)
 
 
 @pytest.mark.parametrize(
