@@ -26,6 +26,7 @@ from pairing.annotations import donors_of_cells, labels_of_cells
 from pairing.geometry import Affine, Points
 from pairing.he_cells import he_cell_errors, he_cell_ids
 from pairing.match_rate import MatchRate
+from pairing.outlines import StoredOutlines
 from pairing.patch_blocks import OpenImage
 from pairing.registration.record import (
     REGISTRATION_FILE,
@@ -298,12 +299,15 @@ class RunStages:
                 he_px_from_xenium_um, mpp, _ = self._image()
                 of_all = self._of_all or self.built["nuclei"]
                 self.store.at_hand(of_all.folder, self._files.held)
-                columns = ["nucleus_id", "x_px", "y_px", "area_um2", "polygon_px"]
+                path = of_all.folder / NUCLEI_FILE
+                columns = ["nucleus_id", "x_px", "y_px", "area_um2"]
+                outlines = None if self._counts_he_nuclei else StoredOutlines(path)
                 he = cells.HeSide(
-                    pq.read_table(of_all.folder / NUCLEI_FILE, columns=columns),
+                    pq.read_table(path, columns=columns + ["polygon_px"] * (outlines is None)),
                     he_px_from_xenium_um,
                     mpp,
                     read_cell_errors(self.built["registration"].folder),
+                    outlines,
                 )
             withdrawal = None
             if self.withdrawn:

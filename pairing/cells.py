@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,8 @@ from pairing.geometry import Transform
 from pairing.he_cells import count_by_place, he_cells_table
 from pairing.match import MATCH_COLUMNS, match_nuclei
 from pairing.match_rate import MatchRate, PlacedNuclei, match_rates
+from pairing.match_tiles import mapped_pairs
+from pairing.outlines import Outlines
 from pairing.warp import Warp
 from pairing.xenium import XeniumRun
 from shards.artifact import write_atomically
@@ -59,13 +62,16 @@ class CellsConfig(CellsOptions):
 class HeSide:
     """The nuclei found on a run's H&E, in the table of `segmentation`, and how the run lies on it.
 
-    `error_um` is the registration's estimate by cell_id, NaN where it was not assessed.
+    `error_um` is the registration's estimate by cell_id, NaN where it was not assessed. `outlines`
+    are those of the nuclei, None where the table has them; cells that are these nuclei
+    (`unit = "he_nuclei"`) want them there.
     """
 
     nuclei: pa.Table
     px_from_xenium_um: Warp
     mpp: float
     error_um: pd.Series[float]
+    outlines: Outlines | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +99,8 @@ def write_cells(
 ) -> dict[str, Any]:
     """Write the cells of `run` into `out`; returns the figures of the stage.
 
-    Tallies of transcripts are published in `kept` one by one, see `pairing.counts`.
+    Tallies of transcripts and pairs of nuclei are found by `map_tasks`, anywhere, and published in
+    `kept` one by one, see `pairing.counts` and `pairing.match_tiles`.
 
     `he` is None where the run has no H&E segmentation; then no cell has an H&E nucleus. Cells of
     withdrawn donors are matched and neighboured like all, so that those of others are what they
@@ -116,7 +123,7 @@ def write_cells(
         table = table.join(_centres(cells, nuclei, config.center))
         stays = _staying(table, withdrawal)
         n_counts, counts_qc = write_counts(out, kept, run, config.qv_min, stays, map_tasks)
-        table, found = _with_he_nuclei(out, table, nuclei, he, stays)
+        table, found = _with_he_nuclei(out, kept, table, nuclei, he, stays, map_tasks)
     table["n_counts"] = 0
     table.loc[stays, "n_counts"] = n_counts
     neighbors = find_neighbors(
@@ -154,10 +161,12 @@ class _Found:
 
 def _with_he_nuclei(
     out: Path,
+    kept: Path,
     table: pd.DataFrame,
     nuclei: pd.DataFrame,
     he: HeSide | None,
     stays: npt.NDArray[np.bool_],
+    map_tasks: MapTasks,
 ) -> tuple[pd.DataFrame, _Found]:
     """The instrument's cells with the H&E nucleus of each, or nulls; match rates go into a file."""
     cell_of_nucleus = nuclei["cell_index"].to_numpy()
@@ -166,7 +175,14 @@ def _with_he_nuclei(
         table = table.assign(he_nucleus_id=pd.array([pd.NA] * len(table), dtype="Int64"))
         table = table.assign(**{name: np.nan for name in MATCH_COLUMNS[1:]})
         return table, _Found(n_nuclei, None)
-    matched = match_nuclei(nuclei["polygon"].tolist(), he.nuclei, he.px_from_xenium_um, he.mpp)
+    matched = match_nuclei(
+        nuclei["polygon"].tolist(),
+        he.nuclei,
+        he.px_from_xenium_um,
+        he.mpp,
+        he.outlines,
+        partial(mapped_pairs, kept, map_tasks, he.px_from_xenium_um),
+    )
     has_match = matched["he_nucleus_id"].notna().to_numpy()
     rate = _write_rates(out, he, table["cell_id"], nuclei, has_match, stays)
     return table.join(_best_of_each_cell(matched, cell_of_nucleus, len(table))), _Found(

@@ -20,11 +20,10 @@ from pairing.label_tiles import (
     cell_areas_um2,
     make_tile,
     reach_um,
-    write_warp,
     xenium_um_of,
 )
 from pairing.match import MATCH_COLUMNS
-from pairing.warp import Warp
+from pairing.warp import Warp, write_warp
 from pairing.xenium import XeniumRun
 from shards.artifact import tell_found
 from shards.errors import BadInput

@@ -18,10 +18,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import shapely
 
-from pairing.geometry import Affine, Points
+from pairing.geometry import Points
 from pairing.label_raster import MOST_LABELS, expanded, filled
 from pairing.tally import OfCells
-from pairing.warp import Warp
+from pairing.warp import Warp, read_warp
 from pairing.xenium.transcripts import Rows
 from shards.artifact import written_aside
 from shards.errors import BadInput
@@ -181,20 +181,6 @@ def cell_areas_um2(kept: Path, names: list[str], n_nuclei: int) -> npt.NDArray[n
             metadata = pa.ipc.open_file(source).schema.metadata
         n_px[np.frombuffer(metadata[_ROWS], "<i8")] += np.frombuffer(metadata[_AREAS], "<i8")
     return n_px.astype(np.float64) * PIXEL_UM**2
-
-
-def write_warp(path: Path, warp: Warp) -> None:
-    """Store a transform for tasks, which would else carry megabytes of its field each."""
-    shift = np.zeros((0, 0, 2)) if warp.shift is None else warp.shift
-    with written_aside(path) as aside, aside.open("wb") as file:
-        np.savez(file, matrix=warp.affine.array, origin=warp.origin, step=warp.step, shift=shift)
-
-
-def read_warp(path: Path) -> Warp:
-    with np.load(path, allow_pickle=False) as stored:
-        x, y = stored["origin"].tolist()
-        shift = stored["shift"] if stored["shift"].size else None
-        return Warp(Affine.of(stored["matrix"]), (x, y), float(stored["step"]), shift)
 
 
 @dataclass(frozen=True, slots=True)

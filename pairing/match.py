@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +12,8 @@ import pyarrow as pa
 import shapely
 
 from pairing.geometry import Transform
-
-# Nuclei that share less than this touch as neighbours do; they are not one nucleus seen twice.
-MIN_IOU = 0.1
+from pairing.match_tiles import MIN_IOU, PAIRS, MatchTiles, pairs_in_turn
+from pairing.outlines import Outlines, TableOutlines
 
 MATCH_COLUMNS = ("he_nucleus_id", "he_area_um2", "he_iou", "he_distance_um")
 
@@ -23,22 +23,30 @@ def match_nuclei(
     he_nuclei: pa.Table,
     he_px_from_xenium_um: Transform,
     mpp: float,
+    outlines: Outlines | None = None,
+    find: Callable[[MatchTiles], Iterable[pa.Table]] | None = None,
 ) -> pd.DataFrame:
     """For each instrument nucleus the H&E nucleus that it is, or nulls.
 
     `instrument_um` are polygons in the Xenium frame; `he_nuclei` is the table of
     `segmentation.segment` (nucleus_id, area_um2 and polygon_px, WKB in level-0 pixels). Pairs are
-    taken greedily by falling IoU (ties by row), each nucleus of either side at most once. Returns
-    MATCH_COLUMNS, one row a nucleus of `instrument_um`.
+    taken greedily by falling IoU (ties by row), each nucleus of either side at most once.
+    `outlines` are those of `he_nuclei` if it has none itself; `find` finds the pairs that overlap,
+    here if None. Returns MATCH_COLUMNS, one row a nucleus of `instrument_um`.
     """
-    polygons_px = _moved(np.asarray(instrument_um, dtype=object), he_px_from_xenium_um)
-    he_px = shapely.from_wkb(he_nuclei["polygon_px"].to_pylist())
-    left, right = shapely.STRtree(he_px).query(polygons_px, predicate="intersects")
-    shared = shapely.area(shapely.intersection(polygons_px[left], he_px[right]))
-    iou = shared / (shapely.area(polygons_px[left]) + shapely.area(he_px[right]) - shared)
-    chosen_left, chosen_right, chosen_iou = one_to_one(left, right, iou)
+    polygons_um = np.asarray(instrument_um, dtype=object)
+    outlines_px = TableOutlines(he_nuclei) if outlines is None else outlines
+    tiles = MatchTiles(polygons_um, outlines_px, he_px_from_xenium_um, mpp)
+    found = (find or partial(pairs_in_turn, he_px_from_xenium_um))(tiles)
+    pairs = pa.concat_tables([PAIRS.empty_table(), *found])
+    # A pair at the border of tiles is found in each of them.
+    left, right = (pairs[name].to_numpy() for name in ("left", "right"))
+    first = np.unique(left * max(he_nuclei.num_rows, 1) + right, return_index=True)[1]
+    left, right = left[first], right[first]
+    iou, distance_px = (pairs[name].to_numpy()[first] for name in ("iou", "distance_px"))
+    chosen = one_to_one(left, right, iou)
 
-    n = len(polygons_px)
+    n = len(polygons_um)
     result = pd.DataFrame(
         {
             "he_nucleus_id": pd.array([pd.NA] * n, dtype="Int64"),
@@ -47,42 +55,30 @@ def match_nuclei(
             "he_distance_um": np.full(n, np.nan),
         }
     )
-    distance_px = shapely.distance(
-        shapely.centroid(polygons_px[chosen_left]), shapely.centroid(he_px[chosen_right])
-    )
-    ids = he_nuclei["nucleus_id"].to_numpy()[chosen_right]
-    result.loc[chosen_left, "he_nucleus_id"] = ids
-    result.loc[chosen_left, "he_area_um2"] = he_nuclei["area_um2"].to_numpy()[chosen_right]
-    result.loc[chosen_left, "he_iou"] = chosen_iou
-    result.loc[chosen_left, "he_distance_um"] = distance_px * mpp
+    own, other = left[chosen], right[chosen]
+    result.loc[own, "he_nucleus_id"] = he_nuclei["nucleus_id"].to_numpy()[other]
+    result.loc[own, "he_area_um2"] = he_nuclei["area_um2"].to_numpy()[other]
+    result.loc[own, "he_iou"] = iou[chosen]
+    result.loc[own, "he_distance_um"] = distance_px[chosen] * mpp
     return result
-
-
-def _moved(polygons: npt.NDArray[np.object_], dst_from_src: Transform) -> npt.NDArray[np.object_]:
-    # Simplified outlines of the instrument cross themselves now and then; buffer(0) would drop
-    # parts of such a ring, make_valid keeps all of its area.
-    moved: npt.NDArray[np.object_] = shapely.make_valid(shapely.transform(polygons, dst_from_src))
-    return moved
 
 
 def one_to_one(
     left: npt.NDArray[np.int64], right: npt.NDArray[np.int64], iou: npt.NDArray[np.float64]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """The pairs that are taken by falling IoU, each row of either side at most once.
+) -> npt.NDArray[np.int64]:
+    """Which pairs are taken, by falling IoU, each row of either side at most once.
 
     Pairs of one IoU by `left`, then `right`, whatever order they come in; those below MIN_IOU are
     no pairs.
     """
     order = np.lexsort((right, left, -iou))
-    taken_left: set[int] = set()
-    taken_right: set[int] = set()
+    is_taken_left = np.zeros(left.max(initial=-1) + 1, bool)
+    is_taken_right = np.zeros(right.max(initial=-1) + 1, bool)
     chosen = []
     for k in order:
         if iou[k] < MIN_IOU:
             break
-        if left[k] not in taken_left and right[k] not in taken_right:
-            taken_left.add(int(left[k]))
-            taken_right.add(int(right[k]))
+        if not is_taken_left[left[k]] and not is_taken_right[right[k]]:
+            is_taken_left[left[k]] = is_taken_right[right[k]] = True
             chosen.append(k)
-    index = np.array(chosen, dtype=np.int64)
-    return left[index], right[index], iou[index]
+    return np.array(chosen, dtype=np.int64)

@@ -13,7 +13,8 @@ from scipy.optimize import brentq
 from scipy.spatial import cKDTree
 
 from pairing.geometry import Points, Transform
-from pairing.match import MIN_IOU, one_to_one
+from pairing.match import one_to_one
+from pairing.match_tiles import MIN_IOU
 from shards.schema import Record
 
 F64 = npt.NDArray[np.float64]
@@ -168,8 +169,8 @@ def matches_by_chance(instrument: PlacedNuclei, he: PlacedNuclei) -> F64:
     tree = cKDTree(he.um)
     for angle in np.arange(_DIRECTIONS) * 2 * np.pi / _DIRECTIONS + 0.3:
         aside = instrument.um + _ASIDE_UM * np.array([np.cos(angle), np.sin(angle)])
-        own, _, _ = one_to_one(*_overlapping(aside, instrument.radius_um, tree, he.radius_um))
-        matched[own] += 1
+        own, other, iou = _overlapping(aside, instrument.radius_um, tree, he.radius_um)
+        matched[own[one_to_one(own, other, iou)]] += 1
     return matched / _DIRECTIONS
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from scipy.ndimage import map_coordinates, spline_filter
 
 from pairing.geometry import Affine, Points
+from shards.artifact import written_aside
 
 _NEWTON_ROUNDS = 30
 _CLOSE = 1e-6  # of a src unit
@@ -69,3 +71,17 @@ class Warp:
             if not len(off) or np.abs(off).max() < _CLOSE:
                 return src
         raise ValueError("the field has no inverse here: it folds over")
+
+
+def write_warp(path: Path, warp: Warp) -> None:
+    """Store a transform for tasks, which would else carry megabytes of its field each."""
+    shift = np.zeros((0, 0, 2)) if warp.shift is None else warp.shift
+    with written_aside(path) as aside, aside.open("wb") as file:
+        np.savez(file, matrix=warp.affine.array, origin=warp.origin, step=warp.step, shift=shift)
+
+
+def read_warp(path: Path) -> Warp:
+    with np.load(path, allow_pickle=False) as stored:
+        x, y = stored["origin"].tolist()
+        shift = stored["shift"] if stored["shift"].size else None
+        return Warp(Affine.of(stored["matrix"]), (x, y), float(stored["step"]), shift)

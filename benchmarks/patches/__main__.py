@@ -100,7 +100,7 @@ def _stage(out: Path, path: Path, centres_px: Points) -> tuple[float, float, dic
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
     started, started_s = time.process_time(), time.perf_counter()
-    summary = write_patches(out, kept, partial(open_slide, path), centres_px, SPEC, map)
+    summary = write_patches(out, kept, partial(open_slide, path), centres_px, SPEC, map).summary
     took, clock_s = time.process_time() - started, time.perf_counter() - started_s
     shutil.rmtree(kept)
     return took, clock_s, summary

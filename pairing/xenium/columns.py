@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,29 @@ def read_table(path: Path, texts: Sequence[str], numbers: Sequence[str]) -> pa.T
 
     Raises BadInput where one is missing.
     """
+    wanted = _require(path, texts, numbers)
+    with parsed(path):
+        if is_csv(path):
+            types = dict.fromkeys(texts, pa.string()) | dict.fromkeys(numbers, pa.float64())
+            return pa_csv.read_csv(path, convert_options=csv_options(types, wanted))
+        # As dictionaries: each of a million cells is named in 25 rows of its outline.
+        return pq.read_table(path, columns=wanted, read_dictionary=list(texts))
+
+
+def read_rows(
+    path: Path, texts: Sequence[str], numbers: Sequence[str], n_rows: int
+) -> Iterator[pa.Table]:
+    """As `read_table`, so many rows at a time; a csv all at once."""
+    if is_csv(path):
+        yield read_table(path, texts, numbers)
+        return
+    wanted = _require(path, texts, numbers)
+    with parsed(path), pq.ParquetFile(path, read_dictionary=list(texts)) as file:
+        for batch in file.iter_batches(n_rows, columns=wanted):
+            yield pa.Table.from_batches([batch])
+
+
+def _require(path: Path, texts: Sequence[str], numbers: Sequence[str]) -> list[str]:
     wanted = [*texts, *numbers]
     missing = set(wanted) - set(column_names(path))
     if missing:
@@ -73,12 +96,7 @@ def read_table(path: Path, texts: Sequence[str], numbers: Sequence[str]) -> pa.T
             found=f"none called {', '.join(sorted(missing))}",
             remedy="copy the table again, or export the run again with a current Xenium Ranger",
         )
-    with parsed(path):
-        if is_csv(path):
-            types = dict.fromkeys(texts, pa.string()) | dict.fromkeys(numbers, pa.float64())
-            return pa_csv.read_csv(path, convert_options=csv_options(types, wanted))
-        # As dictionaries: each of a million cells is named in 25 rows of its outline.
-        return pq.read_table(path, columns=wanted, read_dictionary=list(texts))
+    return wanted
 
 
 def is_text(kind: pa.DataType) -> bool:

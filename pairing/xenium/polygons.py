@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
 import shapely
 
-from pairing.xenium.columns import column_names, encoded, floats_of, read_table, refuse_not_finite
+from pairing.xenium.columns import (
+    column_names,
+    encoded,
+    floats_of,
+    read_rows,
+    read_table,
+    refuse_not_finite,
+)
 from shards.errors import BadInput
+
+# Read at a time: of a million cells there are 25 million.
+_VERTICES = 2_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +58,60 @@ def read_polygons(path: Path) -> PolygonTable:
     on vertices without a position.
     """
     has_label = "label_id" in column_names(path)
-    table = read_table(path, ["cell_id"], ["vertex_x", "vertex_y", *["label_id"] * has_label])
-    names, cell = encoded(path, "cell_id", table.column("cell_id"))
+    parts, keys = list[PolygonTable](), list[npt.NDArray[Any]]()
+    first_row = 0
+    for table in _whole_rings(path, has_label, _VERTICES):
+        parts.append(_polygons(path, table, has_label, first_row))
+        keys.append(parts[-1].label_id if has_label else pd.unique(parts[-1].cell_id))
+        first_row += len(table)
+    if len(parts) > 1 and pd.Series(np.concatenate(keys)).duplicated().any():
+        # Vertices of a ring lie apart: all at once.
+        parts = [_polygons(path, t, has_label, 0) for t in _whole_rings(path, has_label, None)]
+    if not parts:
+        return NO_POLYGONS
+    columns = (np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(PolygonTable))
+    joined = PolygonTable(*columns)
+    order = np.argsort(joined.label_id, kind="stable")
+    if np.any(np.diff(order) < 0):
+        joined = PolygonTable(*(getattr(joined, f.name)[order] for f in fields(PolygonTable)))
+    return joined
+
+
+def _whole_rings(path: Path, has_label: bool, n_rows: int | None) -> Iterator[pa.Table]:
+    """The table of vertices, about so many rows at a time, cut between rings, or between cells."""
+    numbers = ["vertex_x", "vertex_y", *["label_id"] * has_label]
+    if n_rows is None:
+        yield read_table(path, ["cell_id"], numbers)
+        return
+    rest: pa.Table | None = None
+    for rows in read_rows(path, ["cell_id"], numbers, n_rows):
+        table = rows if rest is None else pa.concat_tables([rest, rows])
+        key = table["label_id"].to_numpy() if has_label else _cells(path, table)[1]
+        begins = np.flatnonzero(key[1:] != key[:-1]) + 1
+        last = int(begins[-1]) if len(begins) else 0
+        if last:
+            yield table.slice(0, last)
+        rest = table.slice(last)
+    if rest is not None and len(rest):
+        yield rest
+
+
+def _cells(path: Path, table: pa.Table) -> tuple[pa.StringArray, npt.NDArray[np.integer[Any]]]:
+    return encoded(path, "cell_id", table.column("cell_id"))
+
+
+def _polygons(path: Path, table: pa.Table, has_label: bool, first_row: int) -> PolygonTable:
+    """Polygons of whole rings, whose vertices are the rows of a file from `first_row` on."""
+    names, cell = _cells(path, table)
     # float32 in Parquet, and so the same from csv.
     axes = [floats_of(path, f"vertex_{axis}", table).astype(np.float32) for axis in "xy"]
     vertices = np.stack(axes, axis=1).astype(np.float64)
     for axis, values in zip("xy", vertices.T, strict=True):
-        refuse_not_finite(path, f"vertex_{axis}", values, 0)
+        refuse_not_finite(path, f"vertex_{axis}", values, first_row)
     label = None
     if has_label:
         numbers = floats_of(path, "label_id", table)
-        refuse_not_finite(path, "label_id", numbers, 0)
+        refuse_not_finite(path, "label_id", numbers, first_row)
         label = numbers.astype(np.int64)
     key, _ = pd.factorize(cell if label is None else label, sort=has_label)
     if np.any(np.diff(key) < 0):

@@ -531,12 +531,8 @@ def test_pairs_of_he_nuclei(curated: Path, simulated: Path, tmp_path: Path) -> N
     before = artifacts(folder / "out dir")
     labels = tmp_path / "labels.csv"
     labels.write_text("cell_id,label\nhe-1,first\nhe-2,second\n")
-    config = write_config(
-        folder, simulated, model="compact", min_counts=1, more=f'labels = "{labels}"'
-    )
-    text = config.read_text().replace("[cells]", '[cells]\nunit = "he_nuclei"')
-    config.write_text(text, encoding="utf-8")
-    assert main(["curate", str(config), "--workers", "1"]) == 0
+    changes = {"model": "compact", "min_counts": 1, "more": f'labels = "{labels}"'}
+    assert curate(folder, simulated, unit="he_nuclei", **changes) == 0
     out = folder / "out dir"
     assert validate(out) == []
     made = {name.split("/")[2] for name in artifacts(out).keys() - before.keys()}
@@ -579,9 +575,7 @@ def test_he_nuclei_need_transcripts(
     run = tmp_path / "run"
     shutil.copytree(simulated, run)
     (run / "outs" / "transcripts.parquet").unlink()
-    config = write_config(tmp_path, run, model="compact")
-    config.write_text(config.read_text().replace("[cells]", '[cells]\nunit = "he_nuclei"'))
-    assert main(["curate", str(config), "--workers", "1"]) == 2
+    assert curate(tmp_path, run, model="compact", unit="he_nuclei") == 2
     assert 'which unit = "he_nuclei" looks up' in caplog.text
     assert not list((tmp_path / "out dir").glob("runs/r1/nuclei/*"))
 

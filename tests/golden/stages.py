@@ -213,7 +213,7 @@ def _patches(folder: Path) -> dict[str, Output]:
     }
 
     def write(case: str, out: Path, kept: Path) -> dict[str, Any]:
-        return write_patches(out, kept, *images[case], InProcess())
+        return write_patches(out, kept, *images[case], InProcess()).summary
 
     return {case: _written(folder / case, partial(write, case)) for case in images}
 
@@ -238,7 +238,7 @@ def _shards(folder: Path) -> dict[str, Output]:
     def write(config: PackConfig, files: dict[str, Any], out: Path, kept: Path) -> dict[str, Any]:
         transform, mpp = inputs.HE_PX_FROM_XENIUM_UM, inputs.HE_MPP
         folders = out, kept, config, spec, cells, patches
-        return write_shard_set(*folders, transform, mpp, InProcess(), **files)
+        return write_shard_set(*folders, transform, mpp, InProcess(), **files).summary
 
     return {
         "donors": _written(

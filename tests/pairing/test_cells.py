@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import pickle
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import shapely
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from pairing.cells import find_neighbors
 from pairing.geometry import Affine
-from pairing.match import MIN_IOU, match_nuclei
+from pairing.match import match_nuclei
+from pairing.match_tiles import MIN_IOU, MatchTiles, mapped_pairs
+from pairing.outlines import StoredOutlines
+from pairing.warp import Warp
 
 # Whole numbers, so that many points share a place and many pairs a distance.
 points = npst.arrays(
@@ -71,6 +85,51 @@ def test_one_to_one_by_best_score() -> None:
     assert matched["he_iou"][2] == pytest.approx(1.0)
     assert matched["he_distance_um"][1] == pytest.approx(1.0)
     assert matched["he_area_um2"][2] == pytest.approx(100.0)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.integers(1, 25),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([9.0, 30.0, 100.0]),
+    st.integers(0, 5),
+)
+def test_tiles_and_who_finds_their_pairs_change_nothing(
+    n: int, seed: int, side_um: float, n_before: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    at = rng.uniform(-40, 40, (n, 2))
+    own = [square(x, y, side) for (x, y), side in zip(at, rng.uniform(3, 20, n), strict=True)]
+    theirs = [square(x, y, 9) for x, y in (at + rng.normal(0, 3, (n, 2)))]
+    he_px_from_xenium_um = Warp(Affine.similarity(2.0, 0.3, (-50.0, 10.0)))
+    he = he_table(*(shapely.transform(p, he_px_from_xenium_um) for p in theirs))
+    whole = match_nuclei([*own, shapely.Polygon()], he, he_px_from_xenium_um, mpp=0.5)
+    went_on: list[str] = []
+
+    def backwards(fn: Any, tiles: Any) -> Iterator[str]:
+        for tile in reversed(list(tiles)):
+            went_on.append(tile.name)
+            yield pickle.loads(pickle.dumps(fn))(pickle.loads(pickle.dumps(tile)))
+
+    def stopped(fn: Any, tiles: Any) -> Iterator[str]:
+        return (fn(tile) for tile in islice(tiles, n_before))
+
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pairing.match_tiles._SIDE_UM", side_um)
+        patch.setattr("pairing.match_tiles._AT_A_TIME", 7)
+        kept, path = Path(name), Path(name, "nuclei.parquet")
+        pq.write_table(he, path, row_group_size=6)
+        stored = StoredOutlines(path)
+        tiles = MatchTiles(np.array(own, object), stored, he_px_from_xenium_um, 0.5)
+        with contextlib.suppress(FileNotFoundError):  # of the first that was not made
+            list(mapped_pairs(kept, stopped, he_px_from_xenium_um, tiles))
+        find = partial(mapped_pairs, kept, backwards, he_px_from_xenium_um)
+        rest = he.drop_columns("polygon_px")
+        parts = match_nuclei(
+            [*own, shapely.Polygon()], rest, he_px_from_xenium_um, 0.5, stored, find
+        )
+    assert went_on == tiles.names[n_before:][::-1]
+    pd.testing.assert_frame_equal(parts, whole)
 
 
 def test_a_touch_is_no_match() -> None:

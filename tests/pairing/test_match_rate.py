@@ -8,7 +8,6 @@ import shapely
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pairing.match import MIN_IOU
 from pairing.match_rate import (
     FAR_BELOW,
     MIN_NUCLEI,
@@ -22,6 +21,7 @@ from pairing.match_rate import (
     matches_by_chance,
     reach_per_radius,
 )
+from pairing.match_tiles import MIN_IOU
 
 radii = st.floats(0.5, 20)
 errors = st.floats(0, 1e6)

@@ -21,6 +21,7 @@ from flows.cluster import BlockMap, Runtime
 from pairing.cells import CELLS_FILE
 from pairing.pack import Filters, PackConfig, write_shard_set
 from pairing.pack_plan import plan_shards
+from shards.artifact import sha256_of
 from shards.errors import BadInput
 from shards.schema import INDEX_SCHEMA, PatchSpec
 from shards.write import MANIFEST_FILE
@@ -47,10 +48,13 @@ def written(run: Path, out: Path, map_tasks: Any = map, **changed: Any) -> dict[
         run="r1", donor=None, source_id=None, tissue="breast", filters=Filters(min_counts=0),
         **{"max_samples": 12, **changed},
     )  # fmt: skip
-    return write_shard_set(
+    made = write_shard_set(
         out, kept, config, SPEC, run / "cells", run / "patches",
         inputs.HE_PX_FROM_XENIUM_UM, inputs.HE_MPP, map_tasks, donors=run / "donors.geojson",
     )  # fmt: skip
+    told = [p for p in out.iterdir() if p.suffix in (".tar", ".parquet")]
+    assert made.sha256s == {p.name: sha256_of(p) for p in told}
+    return made.summary
 
 
 def contents(folder: Path) -> dict[str, bytes]:

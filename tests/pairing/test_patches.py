@@ -24,6 +24,7 @@ from pairing.patch_blocks import (
 )
 from pairing.patches import INDEX_FILE, PatchReader, write_patches
 from pairing.slide import Damage, open_slide
+from shards.artifact import sha256_of
 from shards.dataset import read_record
 from shards.errors import BadInput
 from shards.schema import PatchSpec
@@ -77,7 +78,9 @@ def written(folder: Path, path: Path, centres_px: Any, map_blocks: Any = map) ->
     folder.mkdir()
     kept = folder.with_name(f"{folder.name}-blocks")
     kept.mkdir()
-    return write_patches(folder, kept, partial(open_slide, path), centres_px, SPEC, map_blocks)
+    made = write_patches(folder, kept, partial(open_slide, path), centres_px, SPEC, map_blocks)
+    assert made.sha256s == {p.name: sha256_of(p) for p in folder.glob("*.jpgs")}
+    return made.summary
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +199,7 @@ def test_a_stopped_cut_goes_on_where_it_was(
     first.unlink()
     open_image = partial(open_slide, damaged)
     again = write_patches(tmp_path / "parts", kept, open_image, centres_px[:800], SPEC, watched)
-    assert again == whole
+    assert again.summary == whole
     assert len(went_on) == whole["n_blocks"] - 2
     assert first.stem in went_on
     for path in (tmp_path / "whole").iterdir():

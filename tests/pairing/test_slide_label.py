@@ -101,7 +101,7 @@ def test_nothing_that_uses_a_slide_sees_its_label(name: str, spoiled: bool, tmp_
     (tmp_path / "blocks").mkdir()
     summary = write_patches(
         out, tmp_path / "blocks", partial(open_slide, path), cells_um * 4, spec, map
-    )
+    ).summary
     assert (summary["n_cut"], summary["n_damaged_tiles"]) == (300, 0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import numpy.typing as npt
 import pandas as pd
 import pytest
 import shapely
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pairing.xenium import open_xenium
+from pairing.xenium.polygons import read_polygons
 from pairing.xenium.rasters import labels_at
 from shards.errors import BadInput
 from tests.pairing.handmade import (
@@ -32,6 +34,54 @@ def bundle(tmp_path: Path) -> Bundle:
 # ---------------------------------------------------------------- rings without label_id
 
 BOW = np.array([[0, 0], [4, 0], [0, 0], [0, 4], [4, 4], [0, 0]])  # meets its first vertex midway
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.integers(3, 9), min_size=1, max_size=12),
+    st.integers(1, 30),
+    st.integers(1, 25),
+    st.booleans(),
+    st.sampled_from(["in order", "by label, not in order", "apart"]),
+    st.integers(0, 2**32 - 1),
+)
+def test_outlines_are_the_same_however_many_rows_are_read_at_a_time(
+    corners: list[int], n_rows: int, row_group: int, has_label: bool, order: str, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    number = np.repeat(np.arange(len(corners)), np.array(corners) + 1)
+    turn = np.concatenate([np.append(np.arange(n), 0) * 2 * np.pi / n for n in corners])
+    label = rng.permutation(len(corners)) if order != "in order" else np.arange(len(corners))
+    table = pd.DataFrame(
+        {
+            "cell_id": [f"cell-{i // 2}" for i in number],
+            "vertex_x": (number * 10 + np.cos(turn)).astype(np.float32),
+            "vertex_y": np.sin(turn).astype(np.float32),
+            "label_id": label[number] + 1,
+        }
+    )
+    if order == "apart" and len(corners) > 2:
+        halves = number % 2 if has_label else (number // 2) % 2
+        table = table.iloc[np.argsort(halves[::-1], kind="stable")]
+    if not has_label:
+        table = table.drop(columns="label_id")
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        path = Path(name, "nucleus_boundaries.parquet")
+        table.to_parquet(path, row_group_size=row_group)
+        whole = told_of(path)
+        patch.setattr("pairing.xenium.polygons._VERTICES", n_rows)
+        assert told_of(path) == whole
+
+
+def told_of(path: Path) -> list[Any] | str:
+    """All that is read, or why not."""
+    try:
+        found = read_polygons(path)
+    except BadInput as error:
+        return str(error)
+    polygons = [shapely.to_wkt(p) if p is not None else "" for p in found.polygon]
+    columns = (found.label_id, found.cell_id, polygons, found.mean_um.tolist(), found.closed)
+    return list(zip(*columns, strict=True))
 
 
 @pytest.mark.parametrize(
