@@ -145,6 +145,22 @@ def show(what: str, small: list[CurationFigures], large: CurationFigures) -> boo
     return limits.met
 
 
+def show_disk(folder: Path, large: CurationFigures) -> None:
+    """What the disk takes, beside what stages wrote: beyond the system's cache it is the limit."""
+    chunk, n_chunks = os.urandom(1 << 24), 256
+    path = folder / "disk"
+    start_s = time.monotonic()
+    with path.open("wb") as file:
+        for _ in range(n_chunks):
+            file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    rate = n_chunks * len(chunk) / (time.monotonic() - start_s) / 1e6
+    path.unlink()
+    told = (f"{s.stage} {s.n_bytes / s.seconds / 1e6:.0f}" for s in large.stages)
+    print(f"\nMB/s written: {', '.join(told)}; a file of 4.3 GB to this disk {rate:.0f}")
+
+
 def _speed(figures: CurationFigures, stage: str) -> float:
     return figures.n_cells / figures.stage(stage).seconds
 
@@ -175,6 +191,7 @@ def main() -> int:
     before, large, after = runs
     figures = [run.model_dump(mode="json") for run in runs]
     (work.folder / f"{args.what}.json").write_text(json.dumps(figures), encoding="utf-8")
+    show_disk(work.folder, large)
     return 0 if show(args.what, [before, after], large) else 1
 
 
