@@ -142,7 +142,10 @@ def write_task(out: Path, cells_folder: Path, patches_folder: Path, task: ShardT
     jpegs = [b""] * len(task.rows)
     try:
         # Part by part, from its beginning to its end: a disk is spared the hashed order.
-        for i in np.lexsort((task.offset, task.part)).tolist():
+        order = np.lexsort((task.offset, task.part))
+        for own in np.split(order, np.flatnonzero(np.diff(task.part[order])) + 1):
+            reader.expect(task.parts[task.part[own[0]]], task.offset[own], task.size[own])
+        for i in order.tolist():
             part = task.parts[task.part[i]]
             jpegs[i] = reader.read(part, int(task.offset[i]), int(task.size[i]))
     finally:
