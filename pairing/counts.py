@@ -203,10 +203,10 @@ class _GrowingArray:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # numpy leaves room in a header for an axis that grows, so that its size stays.
-        self._file.seek(0)
-        self._write_header()
-        self._file.close()
+        with self._file:  # closed on a full disk too, which is told when what is left is written
+            # numpy leaves room in a header for an axis that grows, so that its size stays.
+            self._file.seek(0)
+            self._write_header()
 
     def _write_header(self) -> None:
         header = np.lib.format.header_data_from_array_1_0(np.zeros(0, self._dtype))
