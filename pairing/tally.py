@@ -83,8 +83,8 @@ class Tallying:
 class SpanFigures(Record):
     """Of the transcripts of a span, by category those at `qv >= qv_min` inside cells.
 
-    `windows` are those of WINDOW_CELLS cells of which there are counts, a record batch each; one
-    may come again, with counts to be added.
+    `windows` are those of WINDOW_CELLS cells of which there are counts, a record batch each of
+    `n_entries` rows; one may come again, with counts to be added.
     """
 
     schema_version: Literal[1] = 1
@@ -93,6 +93,7 @@ class SpanFigures(Record):
     n_unassigned: int
     by_category: dict[str, int]
     windows: tuple[int, ...]
+    n_entries: tuple[int, ...]
 
 
 def tally_span(tallying: Tallying, span: Span) -> str:
@@ -115,6 +116,7 @@ def _tally(tallying: Tallying, span: Span, file: pa.ipc.RecordBatchFileWriter) -
     shape = (tallying.n_cells, len(tallying.symbols))
     of_cells = tallying.assignment.open()
     windows: list[int] = []
+    n_entries: list[int] = []
     n_transcripts = n_low_quality = n_unassigned = 0
     tally = np.zeros(len(CATEGORY_NAMES), np.int64)
     wanted = (*tallying.assignment.columns, *FEATURE_COLUMNS, "qv")
@@ -140,6 +142,7 @@ def _tally(tallying: Tallying, span: Span, file: pa.ipc.RecordBatchFileWriter) -
         counts = sparse.csr_matrix((ones, (cell[called], gene[called])), shape=shape)
         for window, batch in _windows(counts):
             windows.append(window)
+            n_entries.append(batch.num_rows)
             file.write_batch(batch)
     return SpanFigures(
         n_transcripts=n_transcripts,
@@ -147,6 +150,7 @@ def _tally(tallying: Tallying, span: Span, file: pa.ipc.RecordBatchFileWriter) -
         n_unassigned=n_unassigned,
         by_category=dict(zip(CATEGORY_NAMES, tally.tolist(), strict=True)),
         windows=tuple(windows),
+        n_entries=tuple(n_entries),
     )
 
 

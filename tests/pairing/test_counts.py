@@ -73,7 +73,7 @@ def backwards(fn: Callable[[Any], str], items: Any) -> Iterator[str]:
     text=st.sampled_from(list(TEXTS)),
     n=st.integers(1, 120),
     row_group=st.integers(1, 40),
-    sizes=st.tuples(st.integers(1, 90), st.integers(1, 50), st.integers(1, 4), st.integers(1, 3)),
+    sizes=st.tuples(st.integers(1, 90), st.integers(1, 50), st.integers(1, 4), st.integers(1, 9)),
     stays=st.tuples(*[st.booleans()] * 3),
     seed=st.integers(0, 2**32 - 1),
 )
@@ -86,12 +86,12 @@ def test_spans_batches_and_windows_change_nothing(
         bundle = random_bundle(folder / "outs", text, n, row_group, seed)
         path = bundle.write()
         whole = write(folder / "whole", path, kept_cells)
-        span_rows, batch_rows, window_cells, windows = sizes
+        span_rows, batch_rows, window_cells, entries = sizes
         patch.setattr("pairing.xenium.transcripts.SPAN_ROWS", span_rows)
         patch.setattr("pairing.xenium.transcripts.BATCH_ROWS", batch_rows)
         patch.setattr("pairing.tally.WINDOW_CELLS", window_cells)
         patch.setattr("pairing.merge.WINDOW_CELLS", window_cells)
-        patch.setattr("pairing.merge._WINDOWS", windows)
+        patch.setattr("pairing.merge._ENTRIES", entries)
         parts = write(folder / "parts", path, kept_cells, backwards)
     assert parts[:2] == whole[:2]
     made = bundle.transcripts
@@ -116,7 +116,7 @@ def test_what_a_stopped_process_left_is_not_made_again(
     monkeypatch.setattr("pairing.xenium.transcripts.SPAN_ROWS", 20)
     monkeypatch.setattr("pairing.tally.WINDOW_CELLS", 1)
     monkeypatch.setattr("pairing.merge.WINDOW_CELLS", 1)
-    monkeypatch.setattr("pairing.merge._WINDOWS", 1)
+    monkeypatch.setattr("pairing.merge._ENTRIES", 1)
     path = random_bundle(tmp_path / "outs", "text", 100, 10, 0).write()
     everyone = np.ones(3, bool)
     spans = [f"span-00000-{first:05d}" for first in (0, 2, 4, 6, 8)]
