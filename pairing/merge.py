@@ -14,8 +14,8 @@ from pairing.tally import WINDOW_CELLS, SpanFigures, Tallying, tally_file
 from pairing.xenium.transcripts import Span
 from shards.artifact import written_aside
 
-# Entries that are merged at a time: a fifth of a second, and 400 MB while it goes on.
-_ENTRIES = 8_000_000
+# Entries that are merged at a time: a tenth of a second, and 200 MB while it goes on.
+_ENTRIES = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
