@@ -18,6 +18,9 @@ from shards.errors import BadInput
 # Of a transcript or a nucleus outside cells: text since XOA 1.3, a number before.
 NO_CELL = ("UNASSIGNED", "-1")
 
+# Of Parquet as much as is decoded at a time is also read at a time, of row groups of any size.
+_READ_BYTES = 1 << 20
+
 _TEXT = (
     pa.types.is_string,
     pa.types.is_large_string,
@@ -80,10 +83,31 @@ def read_rows(
     if is_csv(path):
         yield read_table(path, texts, numbers)
         return
-    wanted = _require(path, texts, numbers)
-    with parsed(path), pq.ParquetFile(path, read_dictionary=list(texts)) as file:
-        for batch in file.iter_batches(n_rows, columns=wanted):
-            yield pa.Table.from_batches([batch])
+    for batch in parquet_batches(path, _require(path, texts, numbers), texts, n_rows):
+        yield pa.Table.from_batches([batch])
+
+
+def parquet_batches(
+    path: Path,
+    columns: list[str],
+    texts: Sequence[str],
+    n_rows: int,
+    row_groups: Sequence[int] | None = None,
+) -> Iterator[pa.RecordBatch]:
+    """These columns, so many rows at a time, on one thread; `texts` as dictionaries."""
+    # Not buffered ahead: that would hold a whole row group, which may be the whole file.
+    with (
+        parsed(path),
+        pq.ParquetFile(
+            path, read_dictionary=list(texts), pre_buffer=False, buffer_size=_READ_BYTES
+        ) as file,
+    ):
+        yield from file.iter_batches(
+            batch_size=n_rows,
+            row_groups=None if row_groups is None else list(row_groups),
+            columns=columns,
+            use_threads=False,
+        )
 
 
 def _require(path: Path, texts: Sequence[str], numbers: Sequence[str]) -> list[str]:

@@ -22,6 +22,7 @@ from pairing.xenium.columns import (
     is_csv,
     is_text,
     numbers_of,
+    parquet_batches,
     refuse_not_finite,
 )
 from pairing.xenium.features import (
@@ -41,8 +42,6 @@ _TEXTS = ("cell_id", "feature_name", "codeword_category")
 # since XOA 3.0, earlier ones by name alone.
 FEATURE_COLUMNS = ("feature_name", "codeword_category", "is_gene")
 _CSV_BLOCK_BYTES = 16 << 20
-# Of Parquet as much as is decoded at a time is also read at a time, of row groups of any size.
-_READ_BYTES = 1 << 20
 # Rows at a time: what is made of them stays in a processor's cache.
 BATCH_ROWS = 1 << 18
 # What one worker reads at a time is some seconds of work.
@@ -198,7 +197,9 @@ class TranscriptTable:
         if span.row_groups is None:
             batches = self._csv_batches(span.path, columns, rows)
         else:
-            batches = _parquet_batches(span.path, columns, range(*span.row_groups), rows)
+            texts = [column for column in columns if column in _TEXTS]
+            groups = range(*span.row_groups)
+            batches = parquet_batches(span.path, columns, texts, rows, groups)
         first_row = span.first_row
         for batch in batches:
             yield Rows(self, span.path, first_row, batch)
@@ -278,22 +279,6 @@ class TranscriptTable:
         category = np.full(len(batch), GENE, np.uint8)
         category[others] = np.where(of_code == GENE, np.uint8(OTHER), of_code)[codes[others]]
         return category
-
-
-def _parquet_batches(
-    path: Path, columns: list[str], row_groups: Sequence[int], rows: int
-) -> Iterator[pa.RecordBatch]:
-    texts = [c for c in columns if c in _TEXTS]
-    # Not buffered ahead: that would hold a whole row group, which may be the whole file.
-    with (
-        parsed(path),
-        pq.ParquetFile(
-            path, read_dictionary=texts, pre_buffer=False, buffer_size=_READ_BYTES
-        ) as file,
-    ):
-        yield from file.iter_batches(
-            batch_size=rows, row_groups=list(row_groups), columns=columns, use_threads=False
-        )
 
 
 def _codes(values: Iterator[int]) -> npt.NDArray[np.uint8]:
