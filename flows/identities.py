@@ -113,7 +113,7 @@ def identities(
     add(
         "patches",
         patches.STAGE_VERSION,
-        configs.patch.model_dump(),
+        {**configs.patch.model_dump(), "run": run.id},  # shards are ordered by it, and parts so
         parents=("registration", "cells"),
         of=("slide",) if run.slide else ("xenium",),
     )

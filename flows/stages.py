@@ -27,6 +27,7 @@ from pairing.geometry import Affine, Points
 from pairing.he_cells import he_cell_errors, he_cell_ids
 from pairing.match_rate import MatchRate
 from pairing.outlines import StoredOutlines
+from pairing.pack_plan import cells_in_hashed_order
 from pairing.patch_blocks import OpenImage
 from pairing.registration.record import (
     REGISTRATION_FILE,
@@ -337,8 +338,9 @@ class RunStages:
         image_px_from_xenium_um, _, open_image = self._image()
         table = cells.read_cells(self.built["cells"].folder)
         centres_px = image_px_from_xenium_um(table[["x_um", "y_um"]].to_numpy())
+        order = cells_in_hashed_order(table["cell_id"].to_numpy(), self.run.id)
         return patches.write_patches(
-            out, kept, open_image, centres_px, self.configs.patch, self.blocks
+            out, kept, open_image, centres_px, order, self.configs.patch, self.blocks
         )
 
     def _write_shards(self, out: Path, kept: Path) -> Made:

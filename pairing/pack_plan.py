@@ -41,11 +41,15 @@ def in_hashed_order(
 
     Neighbours on the slide must not be neighbours in a shard: readers shuffle only so far.
     """
-    digests = b"".join(
-        hashlib.sha256(f"{run}/{name}".encode()).digest() for name in cell_id[rows].tolist()
-    )
+    hashed = rows[cells_in_hashed_order(cell_id[rows], run)]
+    return hashed[np.argsort(donor[hashed], kind="stable")]
+
+
+def cells_in_hashed_order(cell_id: npt.NDArray[np.object_], run: str) -> Rows:
+    """Rows of the cells of a run by the hash of run and cell."""
+    digests = b"".join(hashlib.sha256(f"{run}/{name}".encode()).digest() for name in cell_id)
     words = np.frombuffer(digests, ">u8").reshape(-1, 4).T
-    return rows[np.lexsort((*words[::-1], donor[rows]))]
+    return np.lexsort(words[::-1])
 
 
 def same_donor(

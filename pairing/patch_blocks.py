@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,8 @@ from shards.schema import PatchSpec, Record
 
 DAMAGE_FILE = "damage.json"
 _NOTES_KEY = "notes"
-# Bytes of patches that are written at once.
-_WRITE_BYTES = 2**20
+# Of the patches of a block so many bytes are held and put in order before they are written.
+_HELD_BYTES = 256 * 2**20
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -58,13 +58,15 @@ class DamageReport(Record):
 class PatchBlock:
     """Work for one worker: cells whose patches are cut from the tiles that they share.
 
-    `centres_px` is (n, 2) in level-0 pixels; `rows` are their rows in cells.parquet; `damage` is
-    what is known of the slide there before it is decoded.
+    `centres_px` is (n, 2) in level-0 pixels; `rows` are their rows in cells.parquet and `ranks`
+    their places in the order of the shards; `damage` is what is known of the slide there before it
+    is decoded.
     """
 
     name: str
     rows: npt.NDArray[np.int64]
     centres_px: Points
+    ranks: npt.NDArray[np.int64]
     damage: tuple[Damage, ...] = ()
 
 
@@ -104,11 +106,16 @@ OpenImage = Callable[[], AbstractContextManager[Slide]]
 
 
 def plan_blocks(
-    slide: Slide, centres_px: Points, spec: PatchSpec, damage: Sequence[Damage] = ()
+    slide: Slide,
+    centres_px: Points,
+    spec: PatchSpec,
+    ranks: npt.NDArray[np.int64],
+    damage: Sequence[Damage] = (),
 ) -> tuple[list[PatchBlock], Plan]:
     """Blocks that hold every centre on the slide once, as `pairing.patch_plan` cuts them.
 
-    Of `damage`, known of the slide, each block gets what lies around its patches.
+    `ranks` are the (n,) places in the order of the shards. Of `damage`, known of the slide, each
+    block gets what lies around its patches.
     """
     on_slide = ((centres_px >= 0) & (centres_px < slide.size_px)).all(axis=1)
     rows = np.flatnonzero(on_slide)
@@ -127,7 +134,7 @@ def plan_blocks(
         box = (*seen[members, :2].min(axis=0).tolist(), *seen[members, 2:].max(axis=0).tolist())
         known = tuple(d for d in damage if overlaps(d.box, box))
         own = rows[members]
-        blocks.append(PatchBlock(f"part-{number:05d}", own, centres_px[own], known))
+        blocks.append(PatchBlock(f"part-{number:05d}", own, centres_px[own], ranks[own], known))
     return blocks, plan
 
 
@@ -143,11 +150,14 @@ def cut_block(
     that of the cell to half a pixel of the patch, of a grid that is resampled once with an
     antialiasing filter. Outside the slide, and where it does not decode or is black, lies the
     slide's fill; patches over damage are marked.
+
+    Patches lie in the order of the shards, so that a shard finds its own side by side; in a block
+    that is too large to be held, those that are cut one after the other do.
     """
     with (
         open_image() as opened,
         written_aside(out / jpgs_file(block.name)) as path,
-        path.open("wb", buffering=_WRITE_BYTES) as part,
+        path.open("wb") as file,
     ):
         grid = PatchGrid.of(opened, spec)
         corners = grid.corners(block.centres_px)
@@ -155,22 +165,21 @@ def cut_block(
         wanted = [(x, y) for y, columns in footprints.items() for x in columns.tolist()]
         once, tiles = opened.decoding_once(wanted, look.fill)
         slide, met = once.tolerant()
-        numbers, sizes, scores = list[int](), list[int](), list[Scores]()
-        sha = hashlib.sha256()
+        part = _Part(file, block.ranks)
+        numbers, scores = list[int](), list[Scores]()
         for rows in rows_of_grid(slide, tiles, grid, corners, look.grey_scale):
             numbers += rows.numbers
-            for rgb in rows.patches(spec.size_px):
-                jpeg = encoded(rgb, spec.jpeg_quality)
-                sizes.append(part.write(jpeg))
-                sha.update(jpeg)
+            for number, rgb in zip(rows.numbers, rows.patches(spec.size_px), strict=True):
+                part.add(number, encoded(rgb, spec.jpeg_quality))
             if spec.image == "he":
                 scores.append(_scores(rows, spec))
+        part.write_held()
     known = {(d.kind, d.box): d for d in (*block.damage, *met)}
     columns = {
         "row": block.rows[numbers],
         "part": pa.repeat(block.name, len(numbers)),
-        "offset": np.cumsum([0, *sizes[:-1]]),
-        "size": np.array(sizes, np.int32),
+        "offset": part.offsets[numbers],
+        "size": part.sizes[numbers],
         "x_px": block.centres_px[numbers, 0],
         "y_px": block.centres_px[numbers, 1],
         "edge": _reaches_outside(grid.fields(corners[numbers]), slide.size_px),
@@ -179,13 +188,39 @@ def cut_block(
     }
     found = {(d.kind, d.box): d for d in met}
     notes = BlockNotes(
-        damage=tuple(found.values()), n_decoded=tiles.n_decoded, sha256=sha.hexdigest()
+        damage=tuple(found.values()), n_decoded=tiles.n_decoded, sha256=part.sha.hexdigest()
     )
     metadata = {_NOTES_KEY: notes.model_dump_json()}
     index = pa.table(columns, schema=INDEX_SCHEMA).replace_schema_metadata(metadata)
     with written_aside(out / f"{block.name}.parquet") as path:
         pq.write_table(index, path)
     return block.name
+
+
+class _Part:
+    """The file of a block's patches, in which they lie by rank; tells where each does."""
+
+    def __init__(self, file: BinaryIO, ranks: npt.NDArray[np.int64]) -> None:
+        self.offsets = np.zeros(len(ranks), np.int64)
+        self.sizes = np.zeros(len(ranks), np.int32)
+        self.sha = hashlib.sha256()
+        self._file = file
+        self._ranks = ranks
+        self._held: list[tuple[int, int, bytes]] = []
+        self._n_held_bytes = self._n_bytes = 0
+
+    def add(self, number: int, jpeg: bytes) -> None:
+        self._held.append((int(self._ranks[number]), number, jpeg))
+        self._n_held_bytes += len(jpeg)
+        if self._n_held_bytes >= _HELD_BYTES:
+            self.write_held()
+
+    def write_held(self) -> None:
+        for _, number, jpeg in sorted(self._held):
+            self.offsets[number], self.sizes[number] = self._n_bytes, len(jpeg)
+            self._n_bytes += self._file.write(jpeg)
+            self.sha.update(jpeg)
+        self._held, self._n_held_bytes = [], 0
 
 
 def _scores(rows: GridRows, spec: PatchSpec) -> Scores:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pairing.geometry import Points
+from pairing.pack_plan import Rows
 from pairing.patch_blocks import (
     DAMAGE_FILE,
     INDEX_SCHEMA,
@@ -35,7 +36,7 @@ from shards.errors import BadInput
 from shards.schema import PatchSpec
 
 INDEX_FILE = "index.parquet"
-STAGE_VERSION = 4
+STAGE_VERSION = 5
 
 # The two ends of the grey scale of a DAPI patch, as percentiles of what the run imaged.
 DAPI_PERCENTILES = (1.0, 99.8)
@@ -55,21 +56,25 @@ def write_patches(
     kept: Path,
     open_image: OpenImage,
     centres_px: Points,
+    order: Rows,
     spec: PatchSpec,
     map_blocks: MapBlocks,
 ) -> Made:
     """Cut the patches of all cells into `out`; returns the figures of the stage.
 
+    `order` has the rows of all cells in the order of the shards, in which patches of a part lie.
     Blocks are published one by one in `kept`; those that lie there already are not cut again.
     `map_blocks(cut, blocks)` runs `cut` over the blocks anywhere, in any order; the index is
     sorted by cell, so the result does not depend on that order. Both arguments can be pickled.
     """
+    ranks = np.empty(len(order), np.int64)
+    ranks[order] = np.arange(len(order))
     with open_image() as opened:
         if spec.image == "he":
             opened.require_rgb()
         slide, _ = opened.tolerant()
         known = slide.find_damage(centres_px)
-        blocks, plan = plan_blocks(slide, centres_px, spec, known)
+        blocks, plan = plan_blocks(slide, centres_px, spec, ranks, known)
         grey_scale = _dapi_scale(slide) if spec.image == "morphology" else None
         look = Look(grey_scale, slide.fill)
         slide_tiles = np.ceil(np.divide(slide.size_px, slide.tile_px))
@@ -107,6 +112,8 @@ def write_patches(
 
 
 _HAS_FADVISE = hasattr(os, "posix_fadvise")  # macOS has none
+# Patches of no shard, or of another donor's, that are read along between two that are wanted.
+_GAP_BYTES = 128 * 2**10
 
 
 class PatchReader:
@@ -122,16 +129,19 @@ class PatchReader:
     def expect(
         self, part: str, offsets: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64]
     ) -> None:
-        """Have the system fetch these of a part, many at a time, before they are read.
+        """Have the system fetch these of a part, by ascending offset, before they are read.
 
         One by one each waits for its way to the disk and back: of a run larger than the system's
-        cache a shard would take minutes.
+        cache a shard would take minutes. Those that lie close to each other are one request.
         """
         if not _HAS_FADVISE:
             return
+        ends = offsets + sizes
+        last = np.append(offsets[1:] - ends[:-1] > _GAP_BYTES, True)
+        first = np.roll(last, 1)
         with (self._folder / jpgs_file(part)).open("rb", buffering=0) as file:
-            for offset, size in zip(offsets.tolist(), sizes.tolist(), strict=True):
-                os.posix_fadvise(file.fileno(), offset, size, os.POSIX_FADV_WILLNEED)
+            for start, end in zip(offsets[first].tolist(), ends[last].tolist(), strict=True):
+                os.posix_fadvise(file.fileno(), start, end - start, os.POSIX_FADV_WILLNEED)
 
     def read(self, part: str, offset: int, size: int) -> bytes:
         if self._open is None or self._open[0] != part:

@@ -15,6 +15,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from benchmarks.patches import packing, parts
 from benchmarks.patches.slides import SPEC, WRITERS, centres, picture, side_px, write_slide
 from benchmarks.registration.limits import Limits
@@ -99,8 +101,10 @@ def _stage(out: Path, path: Path, centres_px: Points) -> tuple[float, float, dic
     for folder in (out, kept):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
+    order = np.random.default_rng(0).permutation(len(centres_px))
+    opened = partial(open_slide, path)
     started, started_s = time.process_time(), time.perf_counter()
-    summary = write_patches(out, kept, partial(open_slide, path), centres_px, SPEC, map).summary
+    summary = write_patches(out, kept, opened, centres_px, order, SPEC, map).summary
     took, clock_s = time.process_time() - started, time.perf_counter() - started_s
     shutil.rmtree(kept)
     return took, clock_s, summary

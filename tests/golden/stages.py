@@ -213,7 +213,9 @@ def _patches(folder: Path) -> dict[str, Output]:
     }
 
     def write(case: str, out: Path, kept: Path) -> dict[str, Any]:
-        return write_patches(out, kept, *images[case], InProcess()).summary
+        open_image, centres_px, spec = images[case]
+        order = np.arange(len(centres_px))[::-1]
+        return write_patches(out, kept, open_image, centres_px, order, spec, InProcess()).summary
 
     return {case: _written(folder / case, partial(write, case)) for case in images}
 

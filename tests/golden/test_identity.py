@@ -56,7 +56,7 @@ EFFECTS: dict[str, tuple[Any, set[str]]] = {
     "split.hold_out": (("S1",), NONE),
     "split.withdraw": (("D2",), NONE),  # of a run of several donors: see below
     "split.aliases": ({"D1": ("D5",)}, NONE),
-    "runs.id": ("r2", {SHARDS}),
+    "runs.id": ("r2", FROM_PATCHES),
     "runs.xenium": ("xenium2", ALL - {NUCLEI}),
     "runs.donor": ("D2", {SHARDS}),
     "runs.donors": ("donors", {SHARDS}),

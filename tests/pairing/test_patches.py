@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pairing import patch_plan
+from pairing import patch_blocks, patch_plan
 from pairing.patch_blocks import (
     DAMAGE_FILE,
     INDEX_SCHEMA,
@@ -74,11 +74,17 @@ def centres_px() -> Any:
     return rng.uniform((TILE + 40, -20), (WIDTH + 20, HEIGHT + 20), (3000, 2))
 
 
+def shard_order(n: int) -> Any:
+    return np.random.default_rng(5).permutation(n)
+
+
 def written(folder: Path, path: Path, centres_px: Any, map_blocks: Any = map) -> dict[str, Any]:
     folder.mkdir()
     kept = folder.with_name(f"{folder.name}-blocks")
     kept.mkdir()
-    made = write_patches(folder, kept, partial(open_slide, path), centres_px, SPEC, map_blocks)
+    order = shard_order(len(centres_px))
+    open_image = partial(open_slide, path)
+    made = write_patches(folder, kept, open_image, centres_px, order, SPEC, map_blocks)
     assert made.sha256s == {p.name: sha256_of(p) for p in folder.glob("*.jpgs")}
     return made.summary
 
@@ -198,12 +204,37 @@ def test_a_stopped_cut_goes_on_where_it_was(
     first = min(kept.glob("*.parquet"))
     first.unlink()
     open_image = partial(open_slide, damaged)
-    again = write_patches(tmp_path / "parts", kept, open_image, centres_px[:800], SPEC, watched)
+    again = write_patches(
+        tmp_path / "parts", kept, open_image, centres_px[:800], shard_order(800), SPEC, watched
+    )
     assert again.summary == whole
     assert len(went_on) == whole["n_blocks"] - 2
     assert first.stem in went_on
     for path in (tmp_path / "whole").iterdir():
         assert (tmp_path / "parts" / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("n_held", [None, 100])
+def test_patches_of_a_part_lie_in_the_order_of_the_shards(
+    damaged: Path,
+    centres_px: Any,
+    tmp_path: Path,
+    n_held: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if n_held is not None:  # as of a block that is too large to be put in order at once
+        monkeypatch.setattr(patch_blocks, "_HELD_BYTES", n_held * 2000)
+    written(tmp_path / "patches", damaged, centres_px)
+    table, jpegs = read_all(tmp_path / "patches")
+    assert all(jpeg[:2] == b"\xff\xd8" and jpeg[-2:] == b"\xff\xd9" for jpeg in jpegs)
+    ranks = np.argsort(shard_order(len(centres_px)))
+    for _, part in table.sort_values("offset").groupby("part"):
+        assert part["offset"].tolist() == [0, *np.cumsum(part["size"])[:-1]]
+        n_sequences = 1 + (np.diff(ranks[part["row"]]) < 0).sum()
+        if n_held is None:
+            assert n_sequences == 1
+        else:
+            assert 1 < n_sequences <= 1 + part["size"].sum() // (n_held * 2000)
 
 
 def test_damage_where_no_patch_is_cut_is_not_looked_for(damaged: Path, tmp_path: Path) -> None:
@@ -242,7 +273,7 @@ def test_tiles_are_decoded_once_a_block(
     summary = written(tmp_path / "patches", path, centres_px)
     assert summary["n_blocks"] > 1
     with open_slide(path) as slide:
-        blocks, plan = plan_blocks(slide, centres_px, SPEC)
+        blocks, plan = plan_blocks(slide, centres_px, SPEC, shard_order(len(centres_px)))
     assert sum(len(b.rows) for b in blocks) == summary["n_cut"]
     # What was decoded is what was planned, so nothing was decoded twice within a block.
     assert summary["redecoded_share"] == round(plan.n_decoded / plan.n_tiles - 1, 4) <= 0.15
@@ -258,7 +289,9 @@ def test_a_patch_does_not_depend_on_what_else_is_cut(
         (folder / "out").mkdir(parents=True)
         (folder / "kept").mkdir()
         open_image = partial(open_slide, damaged)
-        write_patches(folder / "out", folder / "kept", open_image, centres_px[some], spec, map)
+        few_px = centres_px[some]
+        order = shard_order(len(few_px))
+        write_patches(folder / "out", folder / "kept", open_image, few_px, order, spec, map)
         table, jpegs = read_all(folder / "out")
         made.append({(r.x_px, r.y_px): j for r, j in zip(table.itertuples(), jpegs, strict=True)})
     many, few = made

@@ -99,8 +99,9 @@ def test_nothing_that_uses_a_slide_sees_its_label(name: str, spoiled: bool, tmp_
     out = tmp_path / "patches"
     out.mkdir()
     (tmp_path / "blocks").mkdir()
+    order = np.arange(300)
     summary = write_patches(
-        out, tmp_path / "blocks", partial(open_slide, path), cells_um * 4, spec, map
+        out, tmp_path / "blocks", partial(open_slide, path), cells_um * 4, order, spec, map
     ).summary
     assert (summary["n_cut"], summary["n_damaged_tiles"]) == (300, 0)
 
