@@ -46,10 +46,14 @@ class Built:
 @dataclass(frozen=True, slots=True)
 class CuratedRun:
     """All artifacts of one run, by stage; what is read of them, and of its files, is read inside
-    `at_hand`."""
+    `at_hand`.
+
+    `withdrawn` are the donors that are left out of a run with several.
+    """
 
     config: RunConfig
     built: dict[Stage, Built]
+    withdrawn: tuple[str, ...] = ()
     at_hand: Callable[[], AbstractContextManager[None]] = nullcontext
 
 

@@ -135,7 +135,7 @@ class RunStages:
             tell_match_rate(self.run, rate, refined=self.registration().refined)
         self._build("patches", self._write_patches)
         self._build("shards", self._write_shards)
-        return CuratedRun(self.run, dict(self.built), self.at_hand)
+        return CuratedRun(self.run, dict(self.built), self.withdrawn, self.at_hand)
 
     def _build(self, stage: Stage, make: Make) -> None:
         self.built[stage] = self._build_as(self.identities[stage], stage, make)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from flows.built import Built
 from flows.run_files import RunFiles
 from flows.split import SplitSection
-from pairing.annotations import are_of, donors_named
+from pairing.annotations import area_of, donors_named
 from pairing.geometry import Points
 from segmentation.config import NUCLEI_FILE
 from segmentation.others import write_others
@@ -49,12 +49,7 @@ def write_nuclei_of_others(
     """
     assert files.run.donors is not None
     nuclei = pq.read_table(of_all.folder / NUCLEI_FILE, columns=["x_px", "y_px"])
-    are_theirs = are_of(
-        files.run.donors,
-        withdrawn,
-        np.stack([nuclei["x_px"], nuclei["y_px"]], axis=1),
-        files.cell_ids().tolist(),
-        centres_px,
-    )
-    n_nuclei = write_others(out, of_all.folder, are_theirs)
+    is_theirs = area_of(files.run.donors, withdrawn, files.cell_ids().tolist(), centres_px)
+    places_px = np.stack([nuclei["x_px"], nuclei["y_px"]], axis=1)
+    n_nuclei = write_others(out, of_all.folder, is_theirs(places_px))
     return {**of_all.summary, "n_nuclei": n_nuclei, "n_of_all": of_all.summary["n_nuclei"]}

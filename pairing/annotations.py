@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +54,10 @@ def donors_of_cells(
     return _donors_by_region(path, regions, donors, cell_ids, centres_px), donors
 
 
-def are_of(
-    path: Path,
-    donors: Collection[str],
-    places_px: Points,
-    cell_ids: Sequence[str],
-    centres_px: Points,
-) -> npt.NDArray[np.bool_]:
-    """Which of the places (n, 2) in the image are of one of these donors.
+def area_of(
+    path: Path, donors: Collection[str], cell_ids: Sequence[str], centres_px: Points
+) -> Callable[[Points], npt.NDArray[np.bool_]]:
+    """Tells which places (n, 2) in the image are of one of these donors.
 
     Those inside one of their polygons; where the file is a csv, those whose nearest cell is theirs.
     Files, frames and errors as `donors_of_cells`.
@@ -69,11 +65,11 @@ def are_of(
     if path.suffix.lower() == CSV_SUFFIX:
         of_cell, _ = donors_of_cells(path, cell_ids, centres_px)
         is_theirs = np.isin(of_cell.astype(str), list(donors))
-        _, nearest = cKDTree(centres_px).query(places_px)
-        return np.asarray(is_theirs[nearest], bool)
+        cells = cKDTree(centres_px)
+        return lambda places_px: np.asarray(is_theirs[cells.query(places_px)[1]], bool)
     area = shapely.union_all([outline for donor, outline in read_regions(path) if donor in donors])
     shapely.prepare(area)
-    return np.asarray(shapely.contains_xy(area, *places_px.T), bool)
+    return lambda places_px: np.asarray(shapely.contains_xy(area, *places_px.T), bool)
 
 
 def donors_named(path: Path) -> tuple[str, ...]:

@@ -55,6 +55,7 @@ class Slide:
         self._find_foreign = find_foreign
         self._fill = fill
         self._damage: list[Damage] | None = None
+        self._is_hidden: Callable[[Points], npt.NDArray[np.bool_]] | None = None
         self.size_px = sources[0].size_px
         self.tile_px = sources[0].tile_px
         self.dtype = sources[0].dtype
@@ -195,6 +196,16 @@ class Slide:
         slide.fill = fill
         return slide, once
 
+    def without(self, is_hidden: Callable[[Points], npt.NDArray[np.bool_]]) -> Slide:
+        """The same slide for those who may not see all of it.
+
+        Pixels of `read_at` are the slide's fill where their middle, among (n, 2) in level-0
+        pixels, `is_hidden`. What is read by level is not hidden.
+        """
+        slide = copy(self)
+        slide._is_hidden = is_hidden
+        return slide
+
     def find_damage(self, centres_px: Points) -> list[Damage]:
         """Damage that the file's own table of tiles tells, without decoding the slide.
 
@@ -223,6 +234,15 @@ class Slide:
         not coarser than `mpp`, with the filter's margin around the box, so that boxes that overlap
         agree (to two grey levels) where they do.
         """
+        pixels = self._read_at(box, mpp)
+        if self._is_hidden is None:
+            return pixels
+        x, y = (np.arange(box[i], box[i + 2]) + 0.5 for i in range(2))
+        middles_px = np.stack(np.meshgrid(x, y), axis=-1) * (mpp / self.mpp)
+        hidden = self._is_hidden(middles_px.reshape(-1, 2)).reshape(pixels.shape[:2])
+        return np.where(hidden[:, :, None], self.fill, pixels)
+
+    def _read_at(self, box: Box, mpp: float) -> Pixels:
         level = self._level_for(mpp)
         # Source pixels per output pixel.
         step = mpp / (self.mpp * self.levels[level].downsample)
@@ -245,7 +265,7 @@ class Slide:
             else:
                 middle = y0 + height // 2
                 halves = (x0, y0, x1, middle), (x0, middle, x1, y1)
-            parts = [self.read_at(half, mpp) for half in halves]
+            parts = [self._read_at(half, mpp) for half in halves]
             return np.concatenate(parts, axis=1 if width >= height else 0)
         part = (
             x0 * step - source[0],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import shapely
 from shapely import STRtree
 
-from flows.config import CurateConfig, RunConfig
+from flows.config import CurateConfig
 from flows.pipeline import CuratedRun
 from flows.report.drawing import View
 from flows.report.views import Scene, three_zooms
 from pairing import patches
-from pairing.annotations import CSV_SUFFIX, Outline, read_regions
+from pairing.annotations import CSV_SUFFIX, Outline, area_of, read_regions
 from pairing.geometry import Affine
 from pairing.registration.record import read_cell_errors
 from pairing.slide import Slide, open_slide
@@ -86,8 +86,8 @@ def pictures(
     """The views of `views.three_zooms`, on the image that the patches were cut from."""
     grey = curated.built["patches"].summary["grey_scale"]
     polygons_um = nuclei.instrument["polygon"].to_numpy(object)
-    with open_image(curated.config) as slide:
-        image_px_from_xenium_um = he_px_from_xenium_um or Warp(Affine.scale(1 / slide.mpp))
+    with open_image(curated, he_px_from_xenium_um) as slide:
+        image_px_from_xenium_um = _image_px_from_xenium_um(slide, he_px_from_xenium_um)
         cells_px = image_px_from_xenium_um(table[["x_um", "y_um"]].to_numpy())
         return three_zooms(
             Scene(
@@ -99,23 +99,43 @@ def pictures(
                 instrument_nuclei=STRtree(shapely.transform(polygons_um, image_px_from_xenium_um)),
                 he_matched=STRtree(nuclei.he_polygons_px[nuclei.has_cell]),
                 he_unmatched=STRtree(nuclei.he_polygons_px[~nuclei.has_cell]),
-                donors=_donor_outlines(curated.config),
+                donors=_donor_outlines(curated),
             )
         )
 
 
 @contextmanager
-def open_image(run: RunConfig) -> Iterator[Slide]:
-    """The image that the patches of a run are cut from; what of it is damaged is read as glass."""
-    if run.slide is not None:
-        with open_slide(run.slide, mpp=run.mpp) as slide:
-            yield slide.tolerant()[0]
-    else:
-        with patches.open_run_morphology(run.xenium) as slide:
-            yield slide.tolerant()[0]
+def open_image(curated: CuratedRun, he_px_from_xenium_um: Warp | None) -> Iterator[Slide]:
+    """The image that the patches of a run are cut from, as its page may show it.
+
+    What of it is damaged, and what is of withdrawn donors, is shown as glass.
+    """
+    run = curated.config
+    with ExitStack() as stack:
+        if run.slide is not None:
+            opened = stack.enter_context(open_slide(run.slide, mpp=run.mpp))
+        else:
+            opened = stack.enter_context(patches.open_run_morphology(run.xenium))
+        slide, _ = opened.tolerant()
+        if curated.withdrawn:
+            assert run.donors is not None
+            with open_xenium(run.xenium) as xenium:
+                cells = xenium.read_cells()
+            centres_px = _image_px_from_xenium_um(slide, he_px_from_xenium_um)(
+                cells[["x_um", "y_um"]].to_numpy()
+            )
+            slide = slide.without(
+                area_of(run.donors, curated.withdrawn, cells["cell_id"].tolist(), centres_px)
+            )
+        yield slide
 
 
-def _donor_outlines(run: RunConfig) -> list[Outline]:
-    if run.donors is None or run.donors.suffix.lower() == CSV_SUFFIX:
+def _image_px_from_xenium_um(slide: Slide, he_px_from_xenium_um: Warp | None) -> Warp:
+    return he_px_from_xenium_um or Warp(Affine.scale(1 / slide.mpp))
+
+
+def _donor_outlines(curated: CuratedRun) -> list[Outline]:
+    donors = curated.config.donors
+    if donors is None or donors.suffix.lower() == CSV_SUFFIX:
         return []
-    return [outline for _, outline in read_regions(run.donors)]
+    return [outline for donor, outline in read_regions(donors) if donor not in curated.withdrawn]

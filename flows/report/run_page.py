@@ -144,7 +144,7 @@ def run_page(
             registration, manifest.totals, figures, fit, summary, built["patches"].summary
         ),
         fit=fit,
-        segmentation=_segmentation(curated),
+        segmentation=_segmentation(curated, warp),
         why_no_fit=None if fit else _why_no_fit(config, curated),
         totals=manifest.totals,
         figures=figures,
@@ -198,7 +198,7 @@ def _registration_parts(
         at_um = xenium.read_cells().set_index("cell_id")[["x_um", "y_um"]]
         if isinstance(run.alignment, Path):
             _, given, _ = read_alignment(run.alignment, xenium.pixel_size_um)
-    with open_image(run) as slide:
+    with open_image(curated, he_px_from_xenium_um) as slide:
         return registration_parts(
             registration,
             he_px_from_xenium_um,
@@ -234,13 +234,13 @@ def _fit(
     )
 
 
-def _segmentation(curated: CuratedRun) -> NucleiParts | None:
+def _segmentation(curated: CuratedRun, he_px_from_xenium_um: Warp | None) -> NucleiParts | None:
     """Nuclei of the slide; None where none were looked for."""
     if "nuclei" not in curated.built:
         return None
     folder = curated.built["nuclei"].folder
     facts = read_record(folder / FACTS_FILE, SegmentationFacts)
-    with open_image(curated.config) as slide:
+    with open_image(curated, he_px_from_xenium_um) as slide:
         return nuclei_parts(folder / NUCLEI_FILE, facts, slide.size_px, slide.mpp)
 
 

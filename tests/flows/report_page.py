@@ -11,12 +11,13 @@ from PIL import Image
 
 
 class Page(HTMLParser):
-    """Tags, sources of images, links, and tables as rows of cell texts, by section id."""
+    """Tags, images by source and title, links, tables as rows of cell texts by section id."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.tags: list[str] = []
         self.images: list[str] = []
+        self.titles: list[str] = []
         self.links: list[str] = []
         self.tables: dict[str, list[list[str]]] = {}
         self.text = ""
@@ -29,6 +30,7 @@ class Page(HTMLParser):
         given = dict(attrs)
         if tag == "img":
             self.images.append(given["src"] or "")
+            self.titles.append((given["alt"] or "").partition(":")[0])
         if tag == "a":
             self.links.append(given["href"] or "")
         if tag == "section":

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pytest
 import shapely
@@ -13,10 +14,12 @@ import shapely
 from flows.cli import main
 from pairing.annotations import read_regions
 from pairing.simulate import SimulationParams, SlideParams, simulate
+from pairing.slide import open_slide
 from shards.artifact import read_artifact
 from shards.check import validate
 from shards.dataset import read_dataset, read_manifest
 from shards.schema import donor_slug
+from tests.flows.report_page import Page, decoded
 
 # A microarray with nuclei on its H&E takes longer than a test of `make test` may.
 pytestmark = pytest.mark.slow
@@ -143,6 +146,35 @@ def test_no_artifact_holds_a_cell_of_theirs_or_names_them(
         record = (folder / "artifact.json").read_text()
         assert '"D2"' not in record
         assert not [cell for cell in theirs if cell in record]
+
+
+@pytest.mark.parametrize("kind", ["csv", "geojson"])
+def test_the_page_shows_no_tissue_of_theirs(microarray: Path, tmp_path: Path, kind: str) -> None:
+    donors = microarray / "truth" / f"donors.{kind}"
+    outlines = dict(read_regions(microarray / "truth" / "donors.geojson"))
+
+    def overview() -> npt.NDArray[np.float64]:
+        page = Page(tmp_path / "out" / "report" / "tma.html")
+        return np.asarray(decoded(page.images[page.titles.index("Whole")]), np.float64)
+
+    def darkness(donor: str, picture: npt.NDArray[np.float64]) -> float:
+        """Of the middle of a core, beside that of the slide's corner."""
+        with open_slide(microarray / "he.ome.tif") as slide:
+            scale = picture.shape[1] / slide.size_px[0]
+        left, top, right, bottom = np.multiply(outlines[donor].buffer(-40).bounds, scale).astype(
+            int
+        )
+        return float(picture[:5, :5].mean() - picture[top:bottom, left:right].mean())
+
+    assert curate(tmp_path, microarray, donors=donors) == 0
+    before = overview()
+    assert curate(tmp_path, microarray, "D2", donors=donors) == 0
+    after = overview()
+    for donor in ("D1", "D3"):
+        assert darkness(donor, after) == pytest.approx(darkness(donor, before), abs=3)
+        assert darkness(donor, after) > 30
+    assert darkness("D2", before) > 30
+    assert abs(darkness("D2", after)) < 2
 
 
 def test_rows_that_are_left_say_what_they_said(

@@ -139,6 +139,32 @@ def test_boxes_that_overlap_agree(
     assert np.abs(difference).max() <= 2
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    mpp=st.floats(0.2, 3.0),
+    corner=st.tuples(st.integers(-40, 300), st.integers(-40, 300)),
+    circle=st.tuples(st.floats(0, 700), st.floats(0, 700), st.floats(1, 300)),
+)
+def test_what_is_hidden_is_fill_and_nothing_else_is(
+    pyramid_path: Path, mpp: float, corner: tuple[int, int], circle: tuple[float, float, float]
+) -> None:
+    (x, y), (cx, cy, radius) = corner, circle
+
+    def is_hidden(at_px: Any) -> Any:
+        return np.hypot(*(at_px - (cx, cy)).T) < radius
+
+    with open_slide(pyramid_path) as slide:
+        seen = slide.read_at((x, y, x + 60, y + 40), mpp)
+        got = slide.without(is_hidden).read_at((x, y, x + 60, y + 40), mpp)
+        fill = slide.fill
+    row, column = np.indices(seen.shape[:2])
+    at_px = np.stack([x + column + 0.5, y + row + 0.5], axis=-1) * (mpp / MPP)
+    hidden = is_hidden(at_px.reshape(-1, 2)).reshape(row.shape)
+    np.testing.assert_array_equal(got[~hidden], seen[~hidden])
+    assert (got[hidden] == fill).all()
+    assert got.dtype == seen.dtype
+
+
 def ramp(height: int, width: int, per_px: float, dtype: Any) -> Any:
     row = np.round((np.arange(width) + 0.5) * per_px).astype(dtype)
     return np.broadcast_to(row, (height, width)).copy()
