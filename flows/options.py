@@ -240,7 +240,7 @@ def _add_segment(p: argparse.ArgumentParser) -> None:
 
 
 def _add_export(p: argparse.ArgumentParser) -> None:
-    p.add_argument("dataset", type=_local, help="the folder that `curate` wrote")
+    p.add_argument("dataset", type=_location, help="the folder or URL that `curate` wrote")
     p.add_argument(
         "--to",
         required=True,

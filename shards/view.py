@@ -7,7 +7,7 @@ dataset of any size is checked on a small disk.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -53,9 +53,16 @@ class View:
                 self._hole(there, self._facts[there])
                 del self._fetched[there]
         self._run = run
-        wanted = [n for n in (f"{run}/{name}.tar", f"{run}/{name}.parquet") if n in self._facts]
-        self._fetched |= {n: self._facts[n].st_size for n in wanted}
-        self._entry.make_room(sum(self._fetched.values()), self.remote / run)
+        self.fetch((f"{run}/{name}.tar", f"{run}/{name}.parquet"))
+
+    def fetch(self, names: Iterable[str]) -> None:
+        """Have these files there too, in so far as they are behind the URL.
+
+        Raises BadSetting where the cache has no room for all that was fetched.
+        """
+        wanted = [name for name in names if name in self._facts and not name.endswith(_TEXTS)]
+        self._fetched |= {name: self._facts[name].st_size for name in wanted}
+        self._entry.make_room(sum(self._fetched.values()), self.remote)
         for relative in wanted:
             path = self.root / relative
             path.unlink()

@@ -5,23 +5,26 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import MappingProxyType
 
 from flows.built import cellpair_version
+from flows.export.behind_url import copied
 from flows.export.bundles import Bundles
 from flows.export.record import Export, ExportedFile, Format, Outlines, exported, publish
 from flows.export.sentences import HOUSEKEEPING, TOP_K
 from flows.export.source import Source, open_source
 from flows.failures import DONE
 from shards.errors import BadInput
+from shards.remote import Location
 from shards.schema import SPLITS, Split
 
 log = logging.getLogger("cellpair")
 
 
 def export(
-    dataset: Path,
+    dataset: Location,
     to: Format,
     out: Path,
     *,
@@ -37,7 +40,16 @@ def export(
     spatialdata are drawn by, and `bundles` where bundles lie now. Prints what was written; returns
     the exit code. Raises BadInput where the dataset is not whole and where `out` is there.
     """
-    source = open_source(dataset, [s for s in SPLITS if s in splits] or SPLITS, runs)
+    wanted = [s for s in SPLITS if s in splits] or SPLITS
+    here = nullcontext(dataset) if isinstance(dataset, Path) else copied(dataset, to, wanted, runs)
+    with here as path:
+        source = open_source(path, wanted, runs)
+        return _export(source, to, out, top_k or TOP_K, outlines or "instrument", bundles)
+
+
+def _export(
+    source: Source, to: Format, out: Path, top_k: int, outlines: Outlines, bundles: Sequence[Path]
+) -> int:
     if out.is_relative_to(source.root.resolve()):
         raise BadInput(
             f"--out {out}",
@@ -50,10 +62,8 @@ def export(
         if to == "h5ad":
             return _write_h5ad(folder, source)
         if to == "openclip":
-            return _write_openclip(folder, source, top_k or TOP_K)
-        return _write_spatialdata(
-            folder, source, outlines or "instrument", Bundles(source.root, bundles)
-        )
+            return _write_openclip(folder, source, top_k)
+        return _write_spatialdata(folder, source, outlines, Bundles(source.root, bundles))
 
     record = publish(out, write)
     for note in record.notes:

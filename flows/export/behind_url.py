@@ -1,0 +1,73 @@
+"""A dataset behind a URL, as the folder that an export reads: what it needs of it, and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from flows.export.record import Format
+from shards.artifact import RECORD_FILE, ArtifactRecord
+from shards.dataset import read_dataset, read_manifest, read_record
+from shards.errors import BadInput
+from shards.remote import RemotePath
+from shards.schema import Split
+from shards.view import View, dataset_view
+
+# Whose artifacts the stores of spatialdata are made from, beside shards.
+_PLACED_BY = ("registration", "nuclei", "cells")
+
+
+@contextmanager
+def copied(
+    asked: RemotePath, to: Format, splits: Sequence[Split], runs: Collection[str]
+) -> Iterator[Path]:
+    """The dataset's path in a folder of the cache, gone on leaving; names it by its URL in errors.
+
+    The shards of these splits and `runs` (all, where none is named) are there whole; for
+    spatialdata so are the artifacts with places and outlines. Raises BadInput where there is no
+    dataset, BadSetting where the cache has no room.
+    """
+    with dataset_view(asked) as (view, path):
+        try:
+            dataset, _ = read_dataset(path)
+            for run in dataset.runs:
+                if not runs or run.run in runs:
+                    shards = read_manifest(view.root / run.path).shards
+                    view.fetch(
+                        f"{run.path}/{shard.name}{suffix}"
+                        for shard in shards
+                        if dataset.donors[shard.donor] in splits
+                        for suffix in (".tar", ".parquet")
+                    )
+                    if to == "spatialdata":
+                        _fetch_places(view, run.path)
+            yield path
+        except BadInput as error:
+            raise _named(error, view) from error
+
+
+def _fetch_places(view: View, shard_set: str) -> None:
+    """Artifacts that the shards and their cells were made from; who reads them says which lack."""
+    stages = Path(shard_set).parent.parent
+    parents = dict(read_record(view.root / shard_set / RECORD_FILE, ArtifactRecord).parents)
+    for stage in reversed(_PLACED_BY):  # the cells name the others
+        if stage not in parents:
+            continue
+        folder = (stages / stage / parents[stage]).as_posix()
+        view.fetch(view.add(folder))
+        record = view.root / folder / RECORD_FILE
+        if record.exists():
+            parents |= read_record(record, ArtifactRecord).parents
+
+
+def _named(error: BadInput, view: View) -> BadInput:
+    def of_url(text: str) -> str:
+        return text.replace(str(view.root), str(view.remote))
+
+    return type(error)(
+        of_url(error.where),
+        expected=of_url(error.expected),
+        found=of_url(error.found),
+        remedy=of_url(error.remedy),
+    )
