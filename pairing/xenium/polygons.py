@@ -60,12 +60,15 @@ def read_polygons(path: Path) -> PolygonTable:
     has_label = "label_id" in column_names(path)
     parts, keys = list[PolygonTable](), list[npt.NDArray[Any]]()
     first_row = 0
-    for table in _whole_rings(path, has_label, _VERTICES):
-        parts.append(_polygons(path, table, has_label, first_row))
-        keys.append(parts[-1].label_id if has_label else pd.unique(parts[-1].cell_id))
-        first_row += len(table)
-    if len(parts) > 1 and pd.Series(np.concatenate(keys)).duplicated().any():
-        # Vertices of a ring lie apart: all at once.
+    try:
+        for table in _whole_rings(path, has_label, _VERTICES):
+            parts.append(_polygons(path, table, has_label, first_row))
+            keys.append(parts[-1].label_id if has_label else pd.unique(parts[-1].cell_id))
+            first_row += len(table)
+        lie_apart = len(parts) > 1 and bool(pd.Series(np.concatenate(keys)).duplicated().any())
+    except BadInput:  # of the file, or of a part that holds some vertices of a ring alone
+        lie_apart = True
+    if lie_apart:
         parts = [_polygons(path, t, has_label, 0) for t in _whole_rings(path, has_label, None)]
     if not parts:
         return NO_POLYGONS
