@@ -18,7 +18,7 @@ from pairing.merge import cell_blocks, is_merged, merge_block, read_merged
 from pairing.tally import Assignment, ByInstrument, Tallying, is_tallied, read_figures, tally_span
 from pairing.xenium import XeniumRun
 from pairing.xenium.id_index import IdIndex
-from shards.artifact import tell_found, written_aside
+from shards.artifact import make_left, written_aside
 from shards.errors import BadInput
 from shards.schema import Record
 
@@ -124,9 +124,7 @@ def count_transcripts(
     )
     spans = run.transcripts.spans()
     left = [span for span in spans if not is_tallied(kept, span)]
-    tell_found(len(spans) - len(left), len(spans))
-    for _ in map_tasks(partial(tally_span, tallying), left):
-        pass
+    make_left(map_tasks, partial(tally_span, tallying), left, len(spans))
     figures = [read_figures(kept, span) for span in spans]
     n_transcripts = sum(f.n_transcripts for f in figures)
     if n_transcripts == 0:
@@ -138,8 +136,7 @@ def count_transcripts(
         )
     blocks = cell_blocks(tallying, spans, figures)
     unmerged = [block for block in blocks if not is_merged(kept, block)]
-    for _ in map_tasks(partial(merge_block, tallying), unmerged):
-        pass
+    make_left(map_tasks, partial(merge_block, tallying), unmerged, len(blocks))
     n_mismatches: int | None = None
 
     def staying() -> Iterator[sparse.csr_matrix]:

@@ -25,7 +25,7 @@ from pairing.label_tiles import (
 from pairing.match import MATCH_COLUMNS
 from pairing.warp import Warp, write_warp
 from pairing.xenium import XeniumRun
-from shards.artifact import tell_found
+from shards.artifact import make_left
 from shards.errors import BadInput
 
 _WARP_FILE = "he_px_from_xenium_um.npz"
@@ -93,9 +93,8 @@ def count_by_place(
         outlines_px,
     )
     left = tiles.left(kept)
-    tell_found(len(tiles) - len(left), len(tiles))
-    for _ in map_tasks(partial(make_tile, kept, kept / _WARP_FILE, expansion_um), left):
-        pass
+    make = partial(make_tile, kept, kept / _WARP_FILE, expansion_um)
+    make_left(map_tasks, make, left, len(tiles))
     areas_um2 = cell_areas_um2(kept, tiles.names, len(table))
     assignment = ByPlace(kept, run.transcripts.x, run.transcripts.y)
     n_counts, qc = count_transcripts(out, kept, run, qv_min, assignment, stays, map_tasks)

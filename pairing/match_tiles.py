@@ -18,7 +18,7 @@ from pairing.geometry import Transform
 from pairing.outlines import Outlines
 from pairing.patch_grid import expanded
 from pairing.warp import Warp, read_warp, write_warp
-from shards.artifact import tell_found, written_aside
+from shards.artifact import make_left, written_aside
 
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
@@ -130,9 +130,7 @@ def mapped_pairs(
     warp = kept / _WARP_FILE
     write_warp(warp, px_from_um)
     left = tiles.left(kept)
-    tell_found(len(tiles) - len(left), len(tiles))
-    for _ in map_tasks(partial(publish_pairs, kept, warp), left):
-        pass
+    make_left(map_tasks, partial(publish_pairs, kept, warp), left, len(tiles))
     for name in tiles.names:
         with pa.OSFile(str(_file(kept, name))) as source, pa.ipc.open_file(source) as file:
             yield file.read_all()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,9 +17,16 @@ from pairing.cells import NEIGHBORS_FILE, PANEL_FILE, open_counts, read_cells
 from pairing.flags import FLAGS, QUALITY_COLUMNS, Flag, Thresholds, with_flags
 from pairing.geometry import Points, Transform
 from pairing.pack_plan import Rows, as_numbers, in_hashed_order, plan_shards, tar_bytes
-from pairing.pack_samples import MapTasks, RunTables, ShardTasks, read_shard_info, write_task
+from pairing.pack_samples import (
+    MapTasks,
+    RunTables,
+    ShardTask,
+    ShardTasks,
+    read_shard_info,
+    write_task,
+)
 from pairing.patches import INDEX_FILE
-from shards.artifact import Made, link_or_copy, tell_found, write_atomically
+from shards.artifact import Made, link_or_copy, make_left, write_atomically
 from shards.dataset import read_record
 from shards.errors import BadInput
 from shards.schema import (
@@ -150,7 +157,7 @@ def write_shard_set(
         for cut in cuts
     ]
     write = partial(write_task, kept, cells_folder, patches_folder)
-    infos = _written(out, kept, shards, tables, partial(map_tasks, write))
+    infos = _written(out, kept, shards, tables, map_tasks, write)
     manifest = Manifest(
         run=config.run,
         source_id=config.source_id,
@@ -176,13 +183,12 @@ def _written(
     kept: Path,
     shards: Sequence[tuple[str, Rows]],
     tables: RunTables,
-    write_all: Callable[[ShardTasks], Iterable[str]],
+    map_tasks: MapTasks,
+    write: Callable[[ShardTask], str],
 ) -> tuple[ShardInfo, ...]:
     """The shards in `out`, by name and rows: those that `kept` lacks are written there first."""
     left = [(name, rows) for name, rows in shards if read_shard_info(kept, name) is None]
-    tell_found(len(shards) - len(left), len(shards))
-    for _ in write_all(ShardTasks(left, tables)):
-        pass
+    make_left(map_tasks, write, ShardTasks(left, tables), len(shards))
     infos = []
     for name, _ in shards:
         info = read_shard_info(kept, name)

@@ -18,6 +18,7 @@ from pairing.flags import FLAGS, QUALITY_COLUMNS
 from pairing.geometry import Points
 from pairing.pack_plan import Rows, same_donor
 from pairing.patches import PatchReader
+from shards.advice import not_soon
 from shards.artifact import write_atomically, written_aside
 from shards.dataset import read_record
 from shards.schema import ShardInfo, sample_key
@@ -156,6 +157,8 @@ def write_task(out: Path, cells_folder: Path, patches_folder: Path, task: ShardT
     ):
         contents = _contents(task, jpegs, open_counts(cells_folder))
         info = write_shard(tar, table, task.name, task.table, contents)
+    # Else shards push out the patches of those that are still to be written.
+    not_soon(out / f"{task.name}.tar")
     write_atomically(out / f"{task.name}.json", info.model_dump_json().encode())
     return task.name
 

@@ -31,7 +31,8 @@ from pairing.patch_blocks import (
 from pairing.slide import Slide
 from pairing.slide_damage import merged
 from pairing.xenium import open_xenium
-from shards.artifact import Made, link_or_copy, tell_found
+from shards.advice import here_and_there, will_need
+from shards.artifact import Made, link_or_copy, make_left
 from shards.errors import BadInput
 from shards.schema import PatchSpec
 
@@ -79,9 +80,7 @@ def write_patches(
         look = Look(grey_scale, slide.fill)
         slide_tiles = np.ceil(np.divide(slide.size_px, slide.tile_px))
     left = [block for block in blocks if read_block(kept, block.name) is None]
-    tell_found(len(blocks) - len(left), len(blocks))
-    for _ in map_blocks(partial(cut_block, kept, open_image, spec, look), left):
-        pass
+    make_left(map_blocks, partial(cut_block, kept, open_image, spec, look), left, len(blocks))
     done = []
     for block in blocks:
         cut = read_block(kept, block.name)
@@ -111,7 +110,6 @@ def write_patches(
     return Made(summary, hashes)
 
 
-_HAS_FADVISE = hasattr(os, "posix_fadvise")  # macOS has none
 # Patches of no shard, or of another donor's, that are read along between two that are wanted.
 _GAP_BYTES = 128 * 2**10
 
@@ -134,21 +132,18 @@ class PatchReader:
         One by one each waits for its way to the disk and back: of a run larger than the system's
         cache a shard would take minutes. Those that lie close to each other are one request.
         """
-        if not _HAS_FADVISE:
-            return
         ends = offsets + sizes
         last = np.append(offsets[1:] - ends[:-1] > _GAP_BYTES, True)
         first = np.roll(last, 1)
         with (self._folder / jpgs_file(part)).open("rb", buffering=0) as file:
             for start, end in zip(offsets[first].tolist(), ends[last].tolist(), strict=True):
-                os.posix_fadvise(file.fileno(), start, end - start, os.POSIX_FADV_WILLNEED)
+                will_need(file.fileno(), start, end - start)
 
     def read(self, part: str, offset: int, size: int) -> bytes:
         if self._open is None or self._open[0] != part:
             self.close()
             self._open = (part, (self._folder / jpgs_file(part)).open("rb", buffering=0))
-            if _HAS_FADVISE:  # or the system reads 128 kB around each
-                os.posix_fadvise(self._open[1].fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+            here_and_there(self._open[1].fileno())  # or the system reads 128 kB around each
         data = os.pread(self._open[1].fileno(), size, offset)
         if len(data) < size:
             raise EOFError(f"{self._folder / jpgs_file(part)} ends before byte {offset + size}")

@@ -13,11 +13,11 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 from pydantic import ValidationError
 
@@ -258,6 +258,25 @@ def tell_found(n_found: int, n_blocks: int) -> None:
     """Log how many blocks of a stage a process that was stopped has left."""
     if n_found:
         log.info("going on: %d of %d blocks are there already", n_found, n_blocks)
+
+
+class Blocks(Protocol):
+    """Blocks of a stage, which may be made one by one as they are asked for."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+def make_left(
+    map_tasks: Callable[[Callable[[Any], str], Any], Iterable[str]],
+    make: Callable[[Any], str],
+    left: Blocks,
+    n_blocks: int,
+) -> None:
+    """Make those of the `n_blocks` blocks of a stage that are left to be made, anywhere."""
+    tell_found(n_blocks - len(left), n_blocks)
+    for _ in map_tasks(make, left):
+        pass
 
 
 def sha256_of(path: Path) -> str:
