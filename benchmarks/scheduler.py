@@ -43,6 +43,13 @@ MAX_OVERHEAD = 0.03
 N_NOTHINGS = 500
 HOSTS = 4  # processes that the workers share
 
+# Each would sample its thread a hundred times a second, and look at the same process twice.
+_FIFTY_WORKERS_A_PROCESS = {
+    "DASK_LOGGING__DISTRIBUTED": "error",
+    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
+    "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__INTERVAL": "10s",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Fake:
@@ -194,7 +201,7 @@ def _cluster(n_workers: int, hosts: int) -> Iterator[tuple[str, list[psutil.Proc
         started = []
 
         def start(*argv: str) -> None:
-            environ = {**os.environ, "DASK_LOGGING__DISTRIBUTED": "error"}
+            environ = {**os.environ, **_FIFTY_WORKERS_A_PROCESS}
             root = Path(__file__).parents[1]
             process = subprocess.Popen([sys.executable, *argv], cwd=root, env=environ)
             stack.callback(process.wait)
