@@ -34,7 +34,7 @@ from tempfile import TemporaryDirectory
 import psutil
 
 from benchmarks.registration.limits import Limits
-from benchmarks.scale.figures import CurationFigures, TaskFigures
+from benchmarks.scale.figures import CurationFigures, StageFigures, TaskFigures
 from flows.cluster import BlockMap, Runtime
 from segmentation.maps import Tasks
 
@@ -109,8 +109,17 @@ class Corpus:
     @property
     def block_s(self) -> float:
         """Seconds of sleep in all blocks."""
-        of_run = sum(sum(t.cpu_s) for stage in self.run.stages for t in stage.tasks)
-        return of_run * self.n_runs / self.speed
+        return self.n_runs * sum(map(self._seconds, self.run.stages))
+
+    def ideal_s(self, n_workers: int) -> float:
+        """Seconds that no scheduler can beat: registrations come first, one block a run."""
+        first = [stage for stage in self.run.stages if stage.stage == "registration"]
+        rounds = -(-self.n_runs // n_workers)
+        rest_s = self.block_s - self.n_runs * sum(map(self._seconds, first))
+        return rounds * sum(map(self._seconds, first)) + rest_s / n_workers
+
+    def _seconds(self, stage: StageFigures) -> float:
+        return sum(sum(task.cpu_s) for task in stage.tasks) / self.speed
 
     @property
     def n_blocks(self) -> int:
@@ -146,7 +155,7 @@ class Corpus:
 def drive_corpus(limits: Limits, corpus: Corpus, n_workers: int, at_once: Sequence[int]) -> None:
     heads = ("runs at once", "s", "ideal s", "utilisation", "blocks/s", "scheduler, cores",
              "scheduler, GB", "driver, cores", "driver, GB", "workers, cores")  # fmt: skip
-    ideal_s = corpus.block_s / n_workers
+    ideal_s = corpus.ideal_s(n_workers)
     print(
         f"{corpus.n_runs} runs of {corpus.run.n_cells:,} cells, {corpus.n_blocks:,} blocks, "
         f"{corpus.block_s / corpus.n_blocks:.3f} s each, {n_workers} workers, "
