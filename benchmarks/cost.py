@@ -112,10 +112,14 @@ class Cost:
     def wall_hours(self, n_workers: int, n_drivers: int) -> float:
         """Hours on so many workers, with so many cores for what only drivers do.
 
-        Runs at once and in turn keep both busy, so that the slower of the two decides.
+        Registrations come first, one block a run. Then runs at once and in turn keep workers and
+        drivers busy, so that the slower of the two decides.
         """
-        of_workers = (sum(self.core_hours.values()) - self.driver_hours) / n_workers / UTILISATION
-        return max(of_workers, self.driver_hours / n_drivers)
+        first = self.core_hours["registration"]
+        rounds = math.ceil(self.n_runs / n_workers)
+        registering = max(rounds * first / self.n_runs, first / n_workers / UTILISATION)
+        rest = sum(self.core_hours.values()) - first - self.driver_hours
+        return registering + max(rest / n_workers / UTILISATION, self.driver_hours / n_drivers)
 
 
 def print_rates(measured: Measured) -> None:

@@ -38,7 +38,7 @@ from benchmarks.scale.figures import CurationFigures, StageFigures, TaskFigures
 from flows.cluster import BlockMap, Runtime
 from segmentation.maps import Tasks
 
-MIN_UTILISATION = 0.9
+MIN_OF_IDEAL = 0.9
 MAX_OVERHEAD = 0.03
 N_NOTHINGS = 500
 HOSTS = 4  # processes that the workers share
@@ -112,7 +112,7 @@ class Corpus:
         return self.n_runs * sum(map(self._seconds, self.run.stages))
 
     def ideal_s(self, n_workers: int) -> float:
-        """Seconds that no scheduler can beat: registrations come first, one block a run."""
+        """Seconds at best, as all registrations come first, one block a run."""
         first = [stage for stage in self.run.stages if stage.stage == "registration"]
         rounds = -(-self.n_runs // n_workers)
         rest_s = self.block_s - self.n_runs * sum(map(self._seconds, first))
@@ -153,8 +153,9 @@ class Corpus:
 
 
 def drive_corpus(limits: Limits, corpus: Corpus, n_workers: int, at_once: Sequence[int]) -> None:
-    heads = ("runs at once", "s", "ideal s", "utilisation", "blocks/s", "scheduler, cores",
-             "scheduler, GB", "driver, cores", "driver, GB", "workers, cores")  # fmt: skip
+    heads = ("runs at once", "s", "ideal s", "of the ideal", "utilisation", "blocks/s",
+             "scheduler, cores", "scheduler, GB", "driver, cores", "driver, GB",
+             "workers, cores")  # fmt: skip
     ideal_s = corpus.ideal_s(n_workers)
     print(
         f"{corpus.n_runs} runs of {corpus.run.n_cells:,} cells, {corpus.n_blocks:,} blocks, "
@@ -180,12 +181,13 @@ def drive_corpus(limits: Limits, corpus: Corpus, n_workers: int, at_once: Sequen
             best = max(best, ideal_s / wall_s)
             row = (
                 str(n), f"{wall_s:.1f}", f"{ideal_s:.1f}", f"{ideal_s / wall_s:.3f}",
+                f"{corpus.block_s / n_workers / wall_s:.3f}",
                 f"{corpus.n_blocks / wall_s:.0f}", f"{scheduler:.2f}", _gb(processes[0]),
                 f"{driver:.2f}", _gb(processes[1]), f"{sum(workers):.2f}",
             )  # fmt: skip
             print(f"| {' | '.join(row)} |", flush=True)
     limits.head(f"{n_workers} workers")
-    limits.line("utilisation, at best", best, "≥", MIN_UTILISATION)
+    limits.line("of the ideal, at best", best, "≥", MIN_OF_IDEAL)
 
 
 def _cpu_s(process: psutil.Process) -> float:

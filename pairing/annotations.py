@@ -64,7 +64,7 @@ def area_of(
     """
     if path.suffix.lower() == CSV_SUFFIX:
         of_cell, _ = donors_of_cells(path, cell_ids, centres_px)
-        is_theirs = np.isin(of_cell.astype(str), list(donors))
+        is_theirs = np.array([donor in donors for donor in of_cell], bool)
         cells = cKDTree(centres_px)
         return lambda places_px: np.asarray(is_theirs[cells.query(places_px)[1]], bool)
     area = shapely.union_all([outline for donor, outline in read_regions(path) if donor in donors])

@@ -133,11 +133,11 @@ class PatchReader:
         cache a shard would take minutes. Those that lie close to each other are one request.
         """
         ends = offsets + sizes
-        last = np.append(offsets[1:] - ends[:-1] > _GAP_BYTES, True)
-        first = np.roll(last, 1)
+        gap = np.flatnonzero(offsets[1:] - ends[:-1] > _GAP_BYTES)
+        starts, stops = np.append(offsets[:1], offsets[gap + 1]), np.append(ends[gap], ends[-1:])
         with (self._folder / jpgs_file(part)).open("rb", buffering=0) as file:
-            for start, end in zip(offsets[first].tolist(), ends[last].tolist(), strict=True):
-                will_need(file.fileno(), start, end - start)
+            for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+                will_need(file.fileno(), start, stop)
 
     def read(self, part: str, offset: int, size: int) -> bytes:
         if self._open is None or self._open[0] != part:

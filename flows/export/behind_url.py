@@ -7,15 +7,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from flows.export.record import Format
+from flows.export.source import checked_dataset
+from pairing.cells import CELLS_FILE
+from pairing.registration.record import FIELD_FILE
+from segmentation.config import NUCLEI_FILE
 from shards.artifact import RECORD_FILE, ArtifactRecord
-from shards.dataset import read_dataset, read_manifest, read_record
+from shards.dataset import read_manifest, read_record
 from shards.errors import BadInput
 from shards.remote import RemotePath
 from shards.schema import Split
 from shards.view import View, dataset_view
 
-# Whose artifacts the stores of spatialdata are made from, beside shards.
-_PLACED_BY = ("registration", "nuclei", "cells")
+# Of the artifacts behind shards, what stores of spatialdata are made from besides texts.
+_PLACED_BY = {"cells": CELLS_FILE, "nuclei": NUCLEI_FILE, "registration": FIELD_FILE}
 
 
 @contextmanager
@@ -30,18 +34,16 @@ def copied(
     """
     with dataset_view(asked) as (view, path):
         try:
-            dataset, _ = read_dataset(path)
+            dataset, _ = checked_dataset(path, runs)
             for run in dataset.runs:
-                if not runs or run.run in runs:
-                    shards = read_manifest(view.root / run.path).shards
-                    view.fetch(
-                        f"{run.path}/{shard.name}{suffix}"
-                        for shard in shards
-                        if dataset.donors[shard.donor] in splits
-                        for suffix in (".tar", ".parquet")
-                    )
-                    if to == "spatialdata":
-                        _fetch_places(view, run.path)
+                shards = [
+                    shard.name
+                    for shard in read_manifest(view.root / run.path).shards
+                    if dataset.donors[shard.donor] in splits and (not runs or run.run in runs)
+                ]
+                view.fetch(f"{run.path}/{name}{s}" for name in shards for s in (".tar", ".parquet"))
+                if shards and to == "spatialdata":
+                    _fetch_places(view, run.path)
             yield path
         except BadInput as error:
             raise _named(error, view) from error
@@ -51,11 +53,12 @@ def _fetch_places(view: View, shard_set: str) -> None:
     """Artifacts that the shards and their cells were made from; who reads them says which lack."""
     stages = Path(shard_set).parent.parent
     parents = dict(read_record(view.root / shard_set / RECORD_FILE, ArtifactRecord).parents)
-    for stage in reversed(_PLACED_BY):  # the cells name the others
+    for stage, file in _PLACED_BY.items():  # the cells name the others
         if stage not in parents:
             continue
         folder = (stages / stage / parents[stage]).as_posix()
-        view.fetch(view.add(folder))
+        view.add(folder)
+        view.fetch([f"{folder}/{file}"])
         record = view.root / folder / RECORD_FILE
         if record.exists():
             parents |= read_record(record, ArtifactRecord).parents

@@ -12,7 +12,15 @@ from types import MappingProxyType
 from flows.built import cellpair_version
 from flows.export.behind_url import copied
 from flows.export.bundles import Bundles
-from flows.export.record import Export, ExportedFile, Format, Outlines, exported, publish
+from flows.export.record import (
+    Export,
+    ExportedFile,
+    Format,
+    Outlines,
+    check_new,
+    exported,
+    publish,
+)
 from flows.export.sentences import HOUSEKEEPING, TOP_K
 from flows.export.source import Source, open_source
 from flows.failures import DONE
@@ -40,6 +48,7 @@ def export(
     spatialdata are drawn by, and `bundles` where bundles lie now. Prints what was written; returns
     the exit code. Raises BadInput where the dataset is not whole and where `out` is there.
     """
+    check_new(out)  # before anything is fetched or hashed
     wanted = [s for s in SPLITS if s in splits] or SPLITS
     here = nullcontext(dataset) if isinstance(dataset, Path) else copied(dataset, to, wanted, runs)
     with here as path:

@@ -48,11 +48,11 @@ def publish(out: Path, make: Callable[[Path], Export]) -> Export:
 
     What a killed export left aside is removed. Raises BadInput where `out` is there.
     """
-    _check_new(out)
+    check_new(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = out.with_name(f".{out.name}.export.partial")
     with hold(out.with_name(f".{out.name}.export.lock"), f"export {out}"):
-        _check_new(out)  # another export may have been waited for
+        check_new(out)  # another export may have been waited for
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
         try:
@@ -72,7 +72,8 @@ def exported(path: Path, n_samples: int) -> ExportedFile:
     return ExportedFile(n_samples=n_samples, n_bytes=sum(file.stat().st_size for file in files))
 
 
-def _check_new(out: Path) -> None:
+def check_new(out: Path) -> None:
+    """Raises BadInput where something is there."""
     if out.exists() or out.is_symlink():
         raise BadInput(
             f"--out {out}",

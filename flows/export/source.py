@@ -142,17 +142,7 @@ def open_source(path: Path, splits: Sequence[Split], runs: Collection[str]) -> S
     BadInput where one differs, where the dataset holds a donor who is withdrawn, and where nothing
     is left to export.
     """
-    dataset, root = read_dataset(path)
-    assert isinstance(root, Path), "the root of a path"
-    _check_nobody_is_withdrawn(dataset, root)
-    place = {run.run: i for i, run in enumerate(dataset.runs)}
-    if strangers := sorted(set(runs) - place.keys()):
-        raise BadInput(
-            "--run",
-            expected=f"runs of the dataset: {', '.join(place)}",
-            found=", ".join(strangers),
-            remedy="name runs of the dataset, or leave --run out for all",
-        )
+    dataset, root = checked_dataset(path, runs)
     parts = [
         Part(shard, split)
         for split in splits
@@ -168,8 +158,25 @@ def open_source(path: Path, splits: Sequence[Split], runs: Collection[str]) -> S
         )
     for part in parts:
         _check_table(part)
-    parts.sort(key=lambda part: place[part.manifest.run])
+    place = [run.run for run in dataset.runs]
+    parts.sort(key=lambda part: place.index(part.manifest.run))
     return Source(dataset, root, tuple(parts), read_panels(dataset, root))
+
+
+def checked_dataset(path: Path, runs: Collection[str]) -> tuple[Dataset, Path]:
+    """The dataset at `path` and its root, by its texts alone; raises BadInput as `open_source`."""
+    dataset, root = read_dataset(path)
+    assert isinstance(root, Path), "the root of a path"
+    _check_nobody_is_withdrawn(dataset, root)
+    known = [run.run for run in dataset.runs]
+    if strangers := sorted(set(runs) - set(known)):
+        raise BadInput(
+            "--run",
+            expected=f"runs of the dataset: {', '.join(known)}",
+            found=", ".join(strangers),
+            remedy="name runs of the dataset, or leave --run out for all",
+        )
+    return dataset, root
 
 
 def _check_nobody_is_withdrawn(dataset: Dataset, root: Path) -> None:

@@ -44,7 +44,7 @@ from pairing.registration.record import (
     read_cell_places,
     read_registration,
 )
-from pairing.slide import Damage
+from pairing.slide import Damage, open_slide
 from pairing.warp import Warp
 from pairing.xenium import open_xenium
 from segmentation.config import FACTS_FILE, NUCLEI_FILE, SegmentationFacts
@@ -144,7 +144,7 @@ def run_page(
             registration, manifest.totals, figures, fit, summary, built["patches"].summary
         ),
         fit=fit,
-        segmentation=_segmentation(curated, warp),
+        segmentation=_segmentation(curated),
         why_no_fit=None if fit else _why_no_fit(config, curated),
         totals=manifest.totals,
         figures=figures,
@@ -234,13 +234,14 @@ def _fit(
     )
 
 
-def _segmentation(curated: CuratedRun, he_px_from_xenium_um: Warp | None) -> NucleiParts | None:
+def _segmentation(curated: CuratedRun) -> NucleiParts | None:
     """Nuclei of the slide; None where none were looked for."""
     if "nuclei" not in curated.built:
         return None
-    folder = curated.built["nuclei"].folder
+    folder, run = curated.built["nuclei"].folder, curated.config
     facts = read_record(folder / FACTS_FILE, SegmentationFacts)
-    with open_image(curated, he_px_from_xenium_um) as slide:
+    assert run.slide is not None, "nuclei are looked for on a slide"
+    with open_slide(run.slide, mpp=run.mpp) as slide:
         return nuclei_parts(folder / NUCLEI_FILE, facts, slide.size_px, slide.mpp)
 
 

@@ -49,6 +49,10 @@ class PolygonTable:
         return bool((self.label_id >= 0).all())
 
 
+class _OpenRing(BadInput):
+    """Vertices of one cell, in so far as they were read, that make no closed rings."""
+
+
 def read_polygons(path: Path) -> PolygonTable:
     """Polygons of a vertex table (cell_id, vertex_x, vertex_y, label_id), vertices in µm.
 
@@ -66,7 +70,7 @@ def read_polygons(path: Path) -> PolygonTable:
             keys.append(parts[-1].label_id if has_label else pd.unique(parts[-1].cell_id))
             first_row += len(table)
         lie_apart = len(parts) > 1 and bool(pd.Series(np.concatenate(keys)).duplicated().any())
-    except BadInput:  # of the file, or of a part that holds some vertices of a ring alone
+    except _OpenRing:  # of the file, or of a part that holds some vertices of a ring alone
         lie_apart = True
     if lie_apart:
         parts = [_polygons(path, t, has_label, 0) for t in _whole_rings(path, has_label, None)]
@@ -193,7 +197,7 @@ def _beginnings(path: Path, vertices: npt.NDArray[np.float64]) -> list[int]:
             # No second ring: the first one passes through its first vertex on its way.
             rows[-1] = len(vertices)
         else:
-            raise BadInput(
+            raise _OpenRing(
                 path,
                 expected="label_id, or rings that end at their first vertex",
                 found="vertices of one cell that make no closed rings",

@@ -72,6 +72,17 @@ def test_faults_are_told_by_the_url(
     assert not (tmp_path / "out").exists()
 
 
+def test_what_texts_tell_is_told_before_anything_is_fetched(
+    bucket: str, s3: Line, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    upload(write_tiny_dataset(tmp_path / "in"), bucket)
+    s3.clear()
+    assert export(bucket, "h5ad", tmp_path / "in") == 2
+    assert export(bucket, "h5ad", tmp_path / "out", "--run", "run1", "--run", "other") == 2
+    assert "found:    other" in capsys.readouterr().err
+    assert not [path for _, path in s3.requests if path.endswith((".tar", ".parquet"))]
+
+
 def test_a_cache_without_room_is_told(
     bucket: str,
     tmp_path: Path,

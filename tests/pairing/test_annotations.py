@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from pairing.annotations import donors_of_cells, labels_of_cells, read_regions
+from pairing.annotations import area_of, donors_of_cells, labels_of_cells, read_regions
 from shards.errors import BadInput
 
 IDS = ["1", "2", "aaab-1", "3"]
@@ -219,3 +219,13 @@ def test_a_csv_in_another_encoding_is_refused(tmp_path: Path) -> None:
     path.write_bytes("cell_id,donor\n1,Köln\n".encode("latin-1"))
     with pytest.raises(BadInput, match="in UTF-8"):
         donors(path)
+
+
+def test_places_are_of_the_donor_of_the_nearest_cell(tmp_path: Path) -> None:
+    """One donor is called as Python calls nobody; a cell that the file leaves out is nobody's."""
+    path = tmp_path / "donors.csv"
+    path.write_text("cell_id,donor\na,D1\nb,None\n")
+    centres_px = np.array([[0.0, 0.0], [10.0, 0.0], [20.0, 0.0]])
+    is_theirs = area_of(path, ("None",), ["a", "b", "c"], centres_px)
+    places_px = np.array([[4.0, 9.0], [6.0, -9.0], [14.0, 1.0], [16.0, 1.0], [99.0, 0.0]])
+    assert is_theirs(places_px).tolist() == [False, True, True, False, False]

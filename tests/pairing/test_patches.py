@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -12,6 +14,8 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from pairing import patch_blocks, patch_plan
@@ -235,6 +239,41 @@ def test_patches_of_a_part_lie_in_the_order_of_the_shards(
             assert n_sequences == 1
         else:
             assert 1 < n_sequences <= 1 + part["size"].sum() // (n_held * 2000)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([0, 1, 900, 131_072, 131_073, 400_000]), st.integers(1, 30_000)),
+        max_size=40,
+    )
+)
+def test_what_is_expected_of_a_part_is_asked_for_in_pieces_that_the_system_takes(
+    patches: list[tuple[int, int]],
+) -> None:
+    """All of it, nothing of wide gaps, and no more at a time than Linux fetches for one call."""
+    asked: list[tuple[int, int]] = []
+
+    def advise(file: int, start: int, n_bytes: int, advice: int) -> None:
+        assert advice == os.POSIX_FADV_WILLNEED
+        asked.append((start, start + n_bytes))
+
+    gaps, sizes = np.array(patches, np.int64).reshape(-1, 2).T
+    offsets = np.cumsum(gaps) + np.cumsum(sizes) - sizes
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        Path(name, "part.jpgs").touch()
+        patch.setattr(os, "posix_fadvise", advise)
+        PatchReader(Path(name)).expect("part", offsets, sizes)
+    fetched = np.zeros(int(offsets[-1] + sizes[-1]) if patches else 0, bool)
+    for start, stop in asked:
+        assert 0 < stop - start <= 128 * 1024
+        assert not fetched[start:stop].any()
+        fetched[start:stop] = True
+    wanted = np.zeros_like(fetched)
+    for i, (offset, size) in enumerate(zip(offsets.tolist(), sizes.tolist(), strict=True)):
+        between = i > 0 and gaps[i] <= 128 * 1024
+        wanted[offset - gaps[i] * between : offset + size] = True
+    np.testing.assert_array_equal(fetched, wanted)
 
 
 def test_damage_where_no_patch_is_cut_is_not_looked_for(damaged: Path, tmp_path: Path) -> None:
