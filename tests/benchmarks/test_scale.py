@@ -15,6 +15,7 @@ from benchmarks.scale.repeated import TRUE_NUCLEI, repeat, write_unit
 from pairing.cells import CellsConfig, HeSide, read_cells, read_counts, write_cells
 from pairing.registration.given import read_alignment
 from pairing.slide import open_slide
+from pairing.warp import Warp
 from pairing.xenium import open_xenium
 
 
@@ -29,18 +30,24 @@ def test_costs_of_a_corpus_are_those_of_its_cells() -> None:
     figures = CurationFigures(
         what="full", n_cells=1000, n_pairs=800, n_transcripts=100_000, slide_mpx=10.0,
         tissue_mm2=0.5, n_workers=2, hashing_s=1.0, input_bytes=4_000_000, load=0.0,
-        stages=(stage("cells", 0.0, 3.6, 5000), stage("patches", 36.0, 0.0, 20_000)),
+        stages=(
+            stage("registration", 7.2, 0.0, 100),
+            stage("cells", 0.0, 3.6, 5000),
+            stage("patches", 36.0, 0.0, 20_000),
+        ),
     )  # fmt: skip
     cost = Cost.of(Measured.of(figures), 800_000)
-    assert (cost.n_cells, cost.n_runs, cost.n_files) == (1_000_000, 1000, 20_000)
-    assert cost.core_hours == pytest.approx({"cells": 1.0, "patches": 10.0})
+    assert (cost.n_cells, cost.n_runs, cost.n_files) == (1_000_000, 1000, 30_000)
+    assert cost.core_hours == pytest.approx({"registration": 2.0, "cells": 1.0, "patches": 10.0})
     assert cost.driver_hours == pytest.approx(1.0)
     assert cost.input_tb == pytest.approx(0.004)
-    assert cost.output_tb == pytest.approx({"cells": 5e-6, "patches": 2e-5})
-    # Ten hours of blocks at a utilisation of 0.9, beside one of the driver.
-    assert cost.wall_hours(10, 1) == pytest.approx(1 / 0.9)
-    assert cost.wall_hours(100, 1) == pytest.approx(1.0)
-    assert cost.wall_hours(100, 20) == pytest.approx(0.1 / 0.9)
+    assert cost.output_tb == pytest.approx({"registration": 1e-7, "cells": 5e-6, "patches": 2e-5})
+    # Two hours of registrations, then ten of blocks, at a utilisation of 0.9, beside one of the
+    # driver. A thousand registrations on more workers take as long as one.
+    assert cost.wall_hours(10, 1) == pytest.approx(0.2 / 0.9 + 1 / 0.9)
+    assert cost.wall_hours(100, 1) == pytest.approx(0.02 / 0.9 + 1.0)
+    assert cost.wall_hours(100, 20) == pytest.approx(0.02 / 0.9 + 0.1 / 0.9)
+    assert cost.wall_hours(2000, 20) == pytest.approx(2 / 1000 + 1 / 20)
     # 2000 cells a mm²: 500 mm², in windows of 51.2 µm.
     assert cost.gpu_hours == pytest.approx(500 / 0.0512**2 * 0.728 / 124.8 / 3600, rel=0.01)
 
@@ -51,9 +58,9 @@ def cells_of(section: Path, out: Path) -> dict[str, object]:
     for folder in (out, kept):
         folder.mkdir()
     with open_xenium(section / "outs") as run, open_slide(section / "he.ome.tif") as slide:
-        _, warp, _ = read_alignment(section / "he_imagealignment.csv", run.pixel_size_um)
+        _, affine, _ = read_alignment(section / "he_imagealignment.csv", run.pixel_size_um)
         error_um = pd.Series(0.2, index=run.read_cells()["cell_id"])
-        he = HeSide(pq.read_table(section / TRUE_NUCLEI), warp, slide.mpp, error_um)
+        he = HeSide(pq.read_table(section / TRUE_NUCLEI), Warp(affine), slide.mpp, error_um)
         return write_cells(out, kept, run, CellsConfig(), "human", he)
 
 
