@@ -120,6 +120,7 @@ def _composed(
     )
     if len(runs) == len(config.active_runs):
         _tell_unknown_names(config, donors)
+        _tell_withdrawal(config, runs, named)
     _tell_empty_splits(dataset)
     _tell_names(panels, named, canonical)
     return dataset
@@ -197,6 +198,29 @@ def _tell_unknown_names(config: CurateConfig, donors: Mapping[str, Split]) -> No
     _, without_run = unknown_names(split.hold_out, source_ids)
     if without_run:
         log.warning("[split] hold_out names source_ids that no run has: %s", ", ".join(without_run))
+
+
+def _tell_withdrawal(
+    config: CurateConfig, runs: Sequence[CuratedRun], donors: Sequence[str]
+) -> None:
+    split = config.split
+    if not split.withdraw:
+        return
+    of_runs = {run.donor for run in config.runs if run.donor is not None}
+    of_runs |= {donor for run in runs for donor in run.withdrawn}
+    known = {split.canonical(donor) for donor in of_runs if split.is_withdrawn(donor)}
+    for name in split.withdraw:
+        if split.canonical(name) not in known:
+            alike = [d for d in donors if confusable([name, d], {})]
+            log.warning(
+                "[split] withdraw names a donor of no run: %r%s",
+                name,
+                f"; is {' or '.join(map(repr, alike))} meant?" if alike else "",
+            )
+    log.info(
+        "withdrawn donors are in no part of this dataset; what the folder still holds of them goes "
+        "by `cellpair clean`, and exports that were made before by whoever has them"
+    )
 
 
 def _tell_empty_splits(dataset: Dataset) -> None:

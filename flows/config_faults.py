@@ -26,6 +26,9 @@ from shards.remote import is_url, remote_path
 # Keys of a run that name files or folders.
 RUN_FILES = ("xenium", "slide", "alignment", "donors", "labels")
 
+# A value that no config takes, where `cellpair init` can't tell one: { TODO = "what it is" }.
+MARK = "TODO"
+
 # What a person reads in place of the words of the library.
 _EXPECTED = {"string_pattern_mismatch": "letters, digits, _ and - only"}
 
@@ -242,6 +245,8 @@ def faults_of_records(
                 words = ("a key of the interface", "an unknown key", _nearest(loc, keys))
             case "missing":
                 words = ("a value, since nothing can stand for it", "no such key", "give it")
+            case _ if isinstance(todo := fault["input"], dict) and list(todo) == [MARK]:
+                words = (str(todo[MARK]), f"a mark, {MARK}", "write it in place of the mark")
             case kind:
                 expected = _EXPECTED.get(kind, fault["msg"].removeprefix("Input should be "))
                 words = (expected, _short(fault["input"]), "mend the value")

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from flows.beside import run_ids
 from flows.config import read_curate_config
-from flows.run_table import MARK, look_at, run_table
+from flows.config_faults import MARK
+from flows.run_table import look_at, run_table
 from flows.sheet import SheetRow, read_sheet
 from flows.toml_text import quoted
 from shards.errors import BadInput, BadInputs

@@ -73,7 +73,7 @@ def keep_config(config: CurateConfig, text: str) -> Path:
     path = config.out / CONFIG_FILE
     if config.remote is not None or not path.exists():
         store = store_of(config.out, config.remote)
-        claim_out(config.out, config.name, config.split.withdraw, store)
+        claim_out(config.out, config.name, config.split.withdrawn_names, store)
     if not path.exists():
         write_atomically(path, text.encode())
         return path

@@ -49,8 +49,8 @@ def claim_out(out: Path, name: str, withdrawn: tuple[str, ...], store: Store | N
 
     Waits while the folder is cleaned, and for another config that claims it in this moment.
     `store` keeps it, where it is the working copy of what lies behind a URL. Raises BadInput where
-    it belongs to a config of another name, is in use for something else, or
-    can't be written.
+    it belongs to a config of another name, is in use for something else, or can't be written; and
+    where somebody who was withdrawn is so no more.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -79,6 +79,14 @@ def claim_out(out: Path, name: str, withdrawn: tuple[str, ...], store: Store | N
                 expected=f"a new folder, or the one of {name!r}",
                 found=f"the folder of {owner.name!r}",
                 remedy="set out to another folder, or name to the one that this folder belongs to",
+            )
+        elif taken_back := sorted(set(owner.withdrawn) - set(withdrawn)):
+            raise BadInput(
+                f"out = {where}",
+                expected="[split] withdraw with all whom this folder must not hold",
+                found=f"without {', '.join(map(repr, taken_back))}",
+                remedy="name them in withdraw; to take them back in, remove their names from "
+                f"{OUT_FILE} there first",
             )
         record = OutFolder(name=name, withdrawn=withdrawn)
         data = record.model_dump_json(indent=1).encode()

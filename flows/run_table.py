@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.beside import Candidate, look_beside
+from flows.config_faults import MARK
 from flows.sheet import SheetRow
 from flows.toml_text import comment, path_from, quoted
 from pairing.registration.gates import implied_mpp_of
@@ -18,8 +19,6 @@ from shards.errors import BadInput
 
 log = logging.getLogger("cellpair")
 
-# A value that no config takes: { TODO = "…" }.
-MARK = "TODO"
 # What `curate` must know of a run and no file may say.
 _NEEDED = {
     "slide": "the H&E of this very section",

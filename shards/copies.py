@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -30,8 +31,9 @@ def look_at(source: RemotePath) -> Seen:
     try:
         return {"": source.stat()}
     except FileNotFoundError as error:
-        if seen := source.files():
-            return seen
+        with suppress(FileNotFoundError):  # no such bucket
+            if seen := source.files():
+                return seen
         raise BadInput(
             source,
             expected="an object, or a folder of objects",

@@ -85,12 +85,17 @@ def _export(
 def _write_h5ad(folder: Path, source: Source) -> Export:
     from flows.export.h5ad import write_h5ad
 
-    files = {}
+    files, notes = {}, []
     for species in dict.fromkeys(part.manifest.species for part in source.parts):
         name = f"{species}.h5ad"
-        n_samples = write_h5ad(folder / name, source, species)
+        n_samples, n_genes, n_partial = write_h5ad(folder / name, source, species)
         files[name] = exported(folder / name, n_samples)
-    return _record(source, "h5ad", files)
+        if n_partial:
+            notes.append(
+                f"{name}: {n_partial} of {n_genes} genes are not measured by all panels, and zeros "
+                "of theirs say nothing there: see var['measured_in_all'] and varm['measured']"
+            )
+    return _record(source, "h5ad", files, notes=notes)
 
 
 def _write_spatialdata(

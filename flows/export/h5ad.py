@@ -40,8 +40,10 @@ _GRAPHS = {
 }
 
 
-def write_h5ad(path: Path, source: Source, species: str) -> int:
-    """Write the samples of one species; returns how many.
+def write_h5ad(path: Path, source: Source, species: str) -> tuple[int, int, int]:
+    """Write the samples of one species; returns how many, of how many genes.
+
+    And how many of these genes some panel lacks.
 
     `X` holds raw counts over the union of the panels; `varm["measured"]` says which panel has which
     gene. Rows are run by run, in the order of the shards. Neighbours that are no rows are left out
@@ -76,7 +78,7 @@ def write_h5ad(path: Path, source: Source, species: str) -> int:
             else:
                 rows.append(chunk)
             progress.add(part.shard.n_samples)
-    return n_rows
+    return n_rows, len(genes.genes), int((~genes.measured().all(axis=1)).sum())
 
 
 def facts(source: Source, parts: Sequence[Part]) -> dict[str, Any]:

@@ -136,8 +136,8 @@ def test_several_at_once(place: Place, reference: Undisturbed, starts: tuple[flo
 def test_a_stopped_run_says_so_and_goes_on(
     place: Place, reference: Undisturbed, seconds_of_two: float, how: stop.Stop
 ) -> None:
-    # At 0.62 of the time: near its end, on a machine that others use, it may be done before.
-    found = stop.stopped(place, how, 1, seconds_of_two, reference.made, random.Random(5))
+    # At 0.45 of the time: near its end, on a machine that others use, it may be done before.
+    found = stop.stopped(place, how, 1, seconds_of_two, reference.made, random.Random(11))
     assert dict(found.codes) == {3: 1}
     assert (found.unsaid, found.left, found.differing) == ([], [], [])
 

@@ -135,6 +135,8 @@ def test_h5ad_tells_what_a_panel_did_not_measure(as_h5ad: Path) -> None:
     assert measured[first].tolist() == [True] * 40 + [False]
     assert [i for i in range(41) if not measured[other].iloc[i]] == [0, 1, 2, 4, 5, 6, 8, 9]
     assert data.var["measured_in_all"].sum() == 32
+    notes = json.loads((as_h5ad / "export.json").read_text())["notes"]
+    assert [note.partition(" are")[0] for note in notes] == ["human.h5ad: 9 of 41 genes"]
     of_panel = data.obs["panel"] == other
     assert set(data.obs.loc[of_panel, "run"]) == {"run1"}
     assert data[of_panel, ~measured[other].to_numpy()].X.nnz == 0

@@ -38,7 +38,9 @@ def marks(config: Path) -> set[str]:
     """Where `curate` refuses the config, each by a mark."""
     with pytest.raises(BadInputs) as caught:
         read_curate_config(config)
-    assert all("TODO" in fault.found for fault in caught.value.faults)
+    for fault in caught.value.faults:
+        assert (fault.found, fault.remedy) == ("a mark, TODO", "write it in place of the mark")
+        assert fault.expected  # what `init` says of it
     return {fault.where.removeprefix(f"{config}: ") for fault in caught.value.faults}
 
 

@@ -25,6 +25,11 @@ def test_a_new_folder_is_claimed_once(tmp_path: Path) -> None:
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
     claim_out(out, "pilot", ("D3",))
     assert read_out(out) == OutFolder(name="pilot", withdrawn=("D3",))
+    claim_out(out, "pilot", ("D3", "D4"))
+    # An older copy of the config must not bring back whom this folder must not hold.
+    with pytest.raises(BadInput, match=r"(?s)without 'D4'.*remove their names from cellpair.json"):
+        claim_out(out, "pilot", ("D3", "D5"))
+    assert read_out(out) == OutFolder(name="pilot", withdrawn=("D3", "D4"))
     assert [p.name for p in out.iterdir()] == ["cellpair.json"]
 
 

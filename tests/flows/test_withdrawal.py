@@ -207,7 +207,11 @@ def test_rows_that_are_left_say_what_they_said(
 
 
 def test_other_stages_and_other_withdrawals_move_nothing(
-    curated: Path, microarray: Path, tmp_path: Path
+    curated: Path,
+    microarray: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     work = tmp_path / "work"
     shutil.copytree(curated, work)
@@ -216,9 +220,19 @@ def test_other_stages_and_other_withdrawals_move_nothing(
         made = [p.parts[-3] for p in (work / "out" / "runs").rglob("artifact.json")]
         return {stage: made.count(stage) for stage in made}
 
-    assert curate(work, microarray, "somebody of another run", model="compact") == 0
+    other = "somebody of another run"
+    assert curate(work, microarray, other, model="compact") == 0
     assert set(stages().values()) == {1}
-    assert curate(work, microarray, "D2", model="compact") == 0
+    assert "withdraw names a donor of no run: 'somebody of another run'\n" in caplog.text
+    assert curate(work, microarray, other, "d2", model="compact") == 0
+    assert set(stages().values()) == {1}
+    assert "withdraw names a donor of no run: 'd2'; is 'D2' meant?" in caplog.text
+    assert curate(work, microarray, "D2", model="compact") == 2
+    told = capsys.readouterr().err
+    assert "[split] withdraw with all whom this folder must not hold" in told
+    caplog.clear()
+    assert curate(work, microarray, other, "d2", "D2", model="compact") == 0
+    assert "'D2'" not in caplog.text
     assert stages() == {"registration": 2, "nuclei": 2, "cells": 2, "patches": 2, "shards": 2}
 
 
