@@ -114,6 +114,12 @@ def test_any_number_of_workers_gives_the_same_batches(
             assert_same(one, other)
 
 
+# A worker of torch's that is told to end may abort on its way out, when all batches are there; its
+# parent raises that in a finalizer.
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <function _MultiProcessingDataLoaderIter.__del__"
+    ":pytest.PytestUnraisableExceptionWarning"
+)
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_the_plain_loader_gives_the_same_bits(loader: Loader, workers: int) -> None:
     config = {"micro_batch": 20}
