@@ -19,7 +19,7 @@ from tqdm import tqdm
 from flows.log import at_work
 from flows.transient import pause_or_raise, persistently
 from flows.workers import Crew, start_local, tell_small
-from segmentation.maps import Items
+from shards.artifact import Items
 from shards.schema import Record
 
 if TYPE_CHECKING:

@@ -6,17 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+from shards.artifact import Items
+
 A = TypeVar("A")
-A_co = TypeVar("A_co", covariant=True)
 B = TypeVar("B")
-
-
-class Items(Protocol[A_co]):
-    """What is to be mapped: how many, and one after the other, perhaps as they become ready."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[A_co]: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol, TypeVar
 
 from pydantic import ValidationError
 
@@ -25,6 +25,8 @@ from shards.lock import hold
 from shards.schema import Record, digest
 
 log = logging.getLogger("cellpair")
+
+A_co = TypeVar("A_co", covariant=True)
 
 RECORD_FILE = "artifact.json"
 PARTIAL_SUFFIX = ".partial"
@@ -260,17 +262,18 @@ def tell_found(n_found: int, n_blocks: int) -> None:
         log.info("going on: %d of %d blocks are there already", n_found, n_blocks)
 
 
-class Blocks(Protocol):
-    """Blocks of a stage, which may be made one by one as they are asked for."""
+class Items(Protocol[A_co]):
+    """What is to be mapped: how many, and one after the other, perhaps as they become ready."""
 
     def __len__(self) -> int: ...
-    def __iter__(self) -> Iterator[Any]: ...
+
+    def __iter__(self) -> Iterator[A_co]: ...
 
 
 def make_left(
     map_tasks: Callable[[Callable[[Any], str], Any], Iterable[str]],
     make: Callable[[Any], str],
-    left: Blocks,
+    left: Items[Any],
     n_blocks: int,
 ) -> None:
     """Make those of the `n_blocks` blocks of a stage that are left to be made, anywhere."""

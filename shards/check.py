@@ -82,7 +82,7 @@ def validate(path: Location) -> list[str]:
         read_dataset(path)  # says what is not there
     with dataset_view(path) as (view, there):
         faults = _faults(there, view.fetch_shard)
-        return [fault.replace(str(view.root), str(view.remote)) for fault in faults]
+        return [view.told(fault) for fault in faults]
 
 
 def _faults(path: Path, fetch: Fetch) -> list[str]:

@@ -68,6 +68,10 @@ class View:
             path.unlink()
             (self.remote / relative).download(self._facts[relative], path)
 
+    def told(self, text: str) -> str:
+        """A text with the URL in the place of the view's folder."""
+        return text.replace(str(self.root), str(self.remote))
+
     def _hole(self, name: str, facts: ObjectFacts) -> None:
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -46,7 +46,12 @@ def copied(
                     _fetch_places(view, run.path)
             yield path
         except BadInput as error:
-            raise _named(error, view) from error
+            raise type(error)(
+                view.told(error.where),
+                expected=view.told(error.expected),
+                found=view.told(error.found),
+                remedy=view.told(error.remedy),
+            ) from error
 
 
 def _fetch_places(view: View, shard_set: str) -> None:
@@ -62,15 +67,3 @@ def _fetch_places(view: View, shard_set: str) -> None:
         record = view.root / folder / RECORD_FILE
         if record.exists():
             parents |= read_record(record, ArtifactRecord).parents
-
-
-def _named(error: BadInput, view: View) -> BadInput:
-    def of_url(text: str) -> str:
-        return text.replace(str(view.root), str(view.remote))
-
-    return type(error)(
-        of_url(error.where),
-        expected=of_url(error.expected),
-        found=of_url(error.found),
-        remedy=of_url(error.remedy),
-    )

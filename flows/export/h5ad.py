@@ -41,9 +41,7 @@ _GRAPHS = {
 
 
 def write_h5ad(path: Path, source: Source, species: str) -> tuple[int, int, int]:
-    """Write the samples of one species; returns how many, of how many genes.
-
-    And how many of these genes some panel lacks.
+    """Write the samples of one species; returns samples, genes, and genes that some panel lacks.
 
     `X` holds raw counts over the union of the panels; `varm["measured"]` says which panel has which
     gene. Rows are run by run, in the order of the shards. Neighbours that are no rows are left out

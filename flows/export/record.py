@@ -48,7 +48,6 @@ def publish(out: Path, make: Callable[[Path], Export]) -> Export:
 
     What a killed export left aside is removed. Raises BadInput where `out` is there.
     """
-    check_new(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = out.with_name(f".{out.name}.export.partial")
     with hold(out.with_name(f".{out.name}.export.lock"), f"export {out}"):

@@ -158,8 +158,8 @@ def open_source(path: Path, splits: Sequence[Split], runs: Collection[str]) -> S
         )
     for part in parts:
         _check_table(part)
-    place = [run.run for run in dataset.runs]
-    parts.sort(key=lambda part: place.index(part.manifest.run))
+    place = {run.run: i for i, run in enumerate(dataset.runs)}
+    parts.sort(key=lambda part: place[part.manifest.run])
     return Source(dataset, root, tuple(parts), read_panels(dataset, root))
 
 

@@ -15,9 +15,10 @@ from PIL import Image
 
 from pairing.simulate.tile import labelled_tile
 from segmentation.config import SegmentationConfig
-from segmentation.maps import InTurn, Items
+from segmentation.maps import InTurn
 from segmentation.segment import Segmented, segment
 from segmentation.tiles import read_tiles, resampled
+from shards.artifact import Items
 
 MPP = 0.5
 

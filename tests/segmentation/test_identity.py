@@ -16,7 +16,8 @@ import pytest
 import shapely
 
 from flows.cluster import BlockMap, Runtime
-from segmentation.maps import InTurn, Items
+from segmentation.maps import InTurn
+from shards.artifact import Items
 from tests.segmentation.slides import (
     mosaic_of_real_tiles,
     on_seams,

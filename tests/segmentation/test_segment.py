@@ -31,10 +31,11 @@ from pairing.slide import open_slide
 from segmentation.blocks import plan_blocks
 from segmentation.collect import read_masks
 from segmentation.config import SegmentationConfig
-from segmentation.maps import InTurn, Items
+from segmentation.maps import InTurn
 from segmentation.outlines import NUCLEI_SCHEMA, outlines_of
 from segmentation.segment import Segmented, plan_slide, run_windows
 from segmentation.windows import GroupFacts, WindowGrid
+from shards.artifact import Items
 from shards.errors import BadInput
 from tests.pairing.slides import spoil
 from tests.segmentation.slides import run
